@@ -1,0 +1,25 @@
+# Two commands for a newcomer: `make rehearse` and `make test`. Each does its own set-up.
+.POSIX:
+.PHONY: rehearse test check fast bench clean
+
+rehearse:
+	@.ci/prepare run
+	@.venv/bin/diskprep rehearse $(SOURCE)
+
+# Everything that must always hold: format, lint, types, import contract, and all tests but the slow sweeps.
+test: check
+	@.venv/bin/python -m pytest -m 'not slow' -p no:cacheprovider
+
+check:
+	@.ci/prepare test
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+
+# The quick half, while working: no root, no other people's tools.
+fast:
+	@.ci/prepare test
+	@.venv/bin/python -m pytest -q -m 'not slow and not root' --ignore=tests/readers --ignore=tests/e2e
+
+clean:
+	rm -rf .venv .cache dist build

@@ -1,0 +1,115 @@
+"""Durable files: whole or absent, on stable storage before the call returns.
+
+Write order: temporary name in the same directory, write, fsync, rename, fsync of the directory. A failed fsync is
+final: the temporary file is removed, the error goes up, nothing is retried on the same descriptor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from diskprep.errors import DataDamaged, DiskprepError, NotFound, StorageFull, StorageUnavailable
+
+Buffer = bytes | bytearray | memoryview
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+def storage_error(error: OSError, doing: str) -> DiskprepError:
+    """`error` as one of ours; `doing` completes the sentence "cannot ..."."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return StorageFull(f"cannot {doing}: {error.strerror}", hint="make room, then give the same command again")
+    if error.errno == errno.ENOENT:
+        return NotFound(f"cannot {doing}: {error.strerror}")
+    return StorageUnavailable(f"cannot {doing}: {error.strerror or error}")
+
+
+def fsync_directory(path: Path) -> None:
+    """Make renames and removals inside `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot sync a directory; they have nothing to sync
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_all(descriptor: int, parts: Iterable[Buffer]) -> None:
+    """Write every byte of `parts`; short writes are continued."""
+    for part in parts:
+        view = memoryview(part).cast("B")
+        while view:
+            view = view[os.write(descriptor, view) :]
+
+
+def write_file(path: Path, data: Buffer | Iterable[Buffer], *, mode: int = 0o600) -> None:
+    """Create or replace `path` with `data`, durably; it never exists half-written.
+
+    Raises StorageFull or StorageUnavailable; `path` is then what it was before.
+    """
+    parts: Iterable[Buffer] = (data,) if isinstance(data, (bytes, bytearray, memoryview)) else data
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            try:
+                write_all(descriptor, parts)
+                if mode != 0o600:
+                    with contextlib.suppress(PermissionError):  # shares without modes
+                        os.fchmod(descriptor, mode)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        fsync_directory(path.parent)
+    except OSError as error:
+        raise storage_error(error, f"write {path}") from error
+
+
+def make_directory(path: Path, *, mode: int = 0o700) -> None:
+    """Create `path` and its missing parents, durably; an existing directory is left as it is."""
+    missing = []
+    step = path
+    while not step.is_dir():
+        missing.append(step)
+        step = step.parent
+    try:
+        for directory in reversed(missing):
+            directory.mkdir(mode=mode, exist_ok=True)
+            fsync_directory(directory.parent)
+    except OSError as error:
+        raise storage_error(error, f"create the directory {path}") from error
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """`write_file` of `document` as indented JSON with sorted keys."""
+    write_file(path, (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path, *, limit_bytes: int = 1 << 30) -> dict[str, Any]:
+    """The JSON object in `path`. Raises NotFound, StorageUnavailable or DataDamaged."""
+    try:
+        with path.open("rb") as stream:
+            text = stream.read(limit_bytes + 1)
+    except OSError as error:
+        raise storage_error(error, f"read {path}") from error
+    try:
+        document = json.loads(text) if len(text) <= limit_bytes else None
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise DataDamaged(f"{path} is not a JSON object", hint="restore it from a copy, or start this stage over")
+    return document

@@ -1,0 +1,190 @@
+"""A directory as a store, and a directory of containers as a storage account.
+
+Object files are laid out as restic's local backend has them: directories 0700, files 0400, a temporary name in the same
+directory while writing (names that are not 64 hexadecimal digits are ignored by restic).
+
+Write order of `write`: durable.write_file. Of blocks: each block is a file under `.blocks/`, fsynced by the commit that
+concatenates them; a crash leaves block files that the next commit of that name removes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import os
+import shutil
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from diskprep import clock, durable
+from diskprep.durable import Buffer
+from diskprep.errors import DataDamaged, NotSignedIn
+from diskprep.secrets import Secret
+from diskprep.store import BlobStore, Store, StoredObject, check_name
+
+_BLOCKS = ".blocks"
+_COPY_BYTES = 1 << 26
+
+
+class DirectoryStore:
+    """A directory whose files are the objects; sub-directories are made as names need them."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    @property
+    def location(self) -> str:
+        return str(self._root)
+
+    @property
+    def root(self) -> Path:
+        return self._root
+
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        top = self._root / check_name(prefix.removesuffix("/")) if prefix else self._root
+        pending = [top]
+        try:
+            while pending:
+                with os.scandir(pending.pop()) as entries:
+                    for entry in entries:
+                        if entry.name.startswith("."):
+                            continue
+                        if entry.is_dir(follow_symlinks=False):
+                            pending.append(Path(entry.path))
+                        elif entry.is_file(follow_symlinks=False):
+                            name = str(Path(entry.path).relative_to(self._root))
+                            yield StoredObject(name=name, size_bytes=entry.stat(follow_symlinks=False).st_size)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise durable.storage_error(error, f"list {top}") from error
+
+    def stat(self, name: str) -> StoredObject | None:
+        try:
+            return StoredObject(name=name, size_bytes=(self._root / check_name(name)).stat().st_size)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise durable.storage_error(error, f"look at {name} in {self._root}") from error
+
+    def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        try:
+            with (self._root / check_name(name)).open("rb", buffering=0) as stream:
+                wanted = os.fstat(stream.fileno()).st_size - offset if length is None else length
+                data = bytearray()
+                while len(data) < wanted:
+                    part = os.pread(stream.fileno(), wanted - len(data), offset + len(data))
+                    if not part:
+                        raise DataDamaged(f"{name} in {self._root} is shorter than it should be")
+                    data += part
+                return bytes(data)
+        except OSError as error:
+            raise durable.storage_error(error, f"read {name} in {self._root}") from error
+
+    def write(self, name: str, parts: Sequence[Buffer]) -> None:
+        path = self._root / check_name(name)
+        durable.make_directory(path.parent)
+        durable.write_file(path, parts, mode=0o400)
+
+    def delete(self, name: str) -> None:
+        path = self._root / check_name(name)
+        try:
+            path.unlink(missing_ok=True)
+            if path.parent.is_dir():
+                durable.fsync_directory(path.parent)
+        except OSError as error:
+            raise durable.storage_error(error, f"delete {path}") from error
+
+    def stage_block(self, name: str, block_id: str, data: Buffer, md5: bytes) -> None:
+        if hashlib.md5(data, usedforsecurity=False).digest() != md5:
+            raise DataDamaged(f"a block of {name} does not have the MD5 it was announced with")
+        path = self._block_directory(name) / hashlib.sha256(block_id.encode()).hexdigest()
+        durable.make_directory(path.parent)
+        try:
+            path.write_bytes(data)  # not synced: commit_blocks writes the whole and syncs that
+        except OSError as error:
+            raise durable.storage_error(error, f"write a block of {name} in {self._root}") from error
+
+    def commit_blocks(self, name: str, block_ids: Sequence[str], *, md5: bytes | None = None) -> None:
+        blocks = self._block_directory(name)
+
+        def parts() -> Iterator[bytes]:
+            whole = hashlib.md5(usedforsecurity=False)
+            for block_id in block_ids:
+                data = (blocks / hashlib.sha256(block_id.encode()).hexdigest()).read_bytes()
+                whole.update(data)
+                yield data
+            if md5 is not None and whole.digest() != md5:
+                raise DataDamaged(f"the blocks of {name} do not make the announced whole")
+
+        path = self._root / check_name(name)
+        durable.make_directory(path.parent)
+        durable.write_file(path, parts(), mode=0o400)
+        with contextlib.suppress(OSError):
+            shutil.rmtree(blocks)
+
+    def copy_from(self, source: Store, name: str) -> bool:
+        if not isinstance(source, DirectoryStore):
+            return False
+        origin, path = source.root / check_name(name), self._root / name
+        durable.make_directory(path.parent)
+        temporary = path.with_name(f"{durable.TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
+        try:
+            with origin.open("rb") as reader, temporary.open("wb") as writer:
+                while os.copy_file_range(reader.fileno(), writer.fileno(), _COPY_BYTES):
+                    pass
+                os.fchmod(writer.fileno(), 0o400)
+                os.fsync(writer.fileno())
+            temporary.replace(path)
+            durable.fsync_directory(path.parent)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise durable.storage_error(error, f"copy {name} from {source.root} to {self._root}") from error
+        return True
+
+    def _block_directory(self, name: str) -> Path:
+        return self._root / _BLOCKS / hashlib.sha256(check_name(name).encode()).hexdigest()
+
+
+class DirectoryAccount:
+    """An embedded storage account: each container is a directory, each signature an HMAC under the account's key.
+
+    `paths` places containers somewhere of their own; the others go below `root`.
+    """
+
+    def __init__(self, name: str, root: Path, key: Secret[bytes], paths: dict[str, Path] | None = None) -> None:
+        self._name, self._root, self._key, self._paths = name, root, key, dict(paths or {})
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def container(self, name: str) -> BlobStore:
+        path = self._paths.get(name, self._root / check_name(name))
+        durable.make_directory(path)
+        return DirectoryStore(path)
+
+    def container_sas(self, name: str, expires: datetime) -> Secret[str]:
+        until = clock.rfc3339(expires)
+        query = urllib.parse.urlencode({"se": until, "sp": "rwdl", "sr": "c", "sig": self._sign(name, until)})
+        return Secret(f"{name}?{query}")
+
+    def open_sas(self, sas: Secret[str]) -> BlobStore:
+        name, _, query = sas.reveal().partition("?")
+        fields = dict(urllib.parse.parse_qsl(query))
+        try:
+            genuine = hmac.compare_digest(self._sign(name, fields["se"]), fields["sig"])
+            expired = clock.parse_rfc3339(fields["se"]) < clock.now()
+        except (KeyError, ValueError, TypeError):
+            raise NotSignedIn("the container's signature is malformed") from None
+        if not genuine or expired:
+            raise NotSignedIn(f"the signature for container {name!r} is {'expired' if genuine else 'not genuine'}")
+        return self.container(name)
+
+    def _sign(self, container: str, until: str) -> str:
+        message = f"{self._name}\n{container}\n{until}".encode()
+        return hmac.new(self._key.reveal(), message, hashlib.sha256).hexdigest()

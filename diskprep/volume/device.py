@@ -1,0 +1,177 @@
+"""The door to disks: the one module that opens images and block devices.
+
+Invariants: a device opened for writing is held exclusively (O_EXCL on a block device, a lock on an image); a failed
+sync is final for the descriptor; a short read or write is an error.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from diskprep import durable
+from diskprep.durable import Buffer
+from diskprep.errors import DiskFailed, Locked
+
+_BLKGETSIZE64 = 0x80081272
+_BLKSSZGET = 0x1268
+_BLKFLSBUF = 0x1261
+
+
+class BlockDevice(Protocol):
+    """Random access to bytes. Offsets and sizes are in bytes; all calls may be made from several threads."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    @property
+    def sector_bytes(self) -> int:
+        """Logical sector size."""
+
+    def pread(self, length: int, offset: int) -> bytes:
+        """Exactly `length` bytes; raises DiskFailed."""
+
+    def pread_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer`; raises DiskFailed."""
+
+    def pwrite(self, data: Buffer, offset: int) -> None:
+        """Write all of `data`; raises DiskFailed."""
+
+    def sync(self) -> None:
+        """Everything written is on the medium when this returns; raises DiskFailed, and then for ever."""
+
+
+class Device:
+    """An image file or a block device, opened."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path, self._descriptor, self._failed = path, descriptor, False
+        status = os.fstat(descriptor)
+        self._block = stat.S_ISBLK(status.st_mode)
+        if self._block:
+            self._size: int = struct.unpack("Q", fcntl.ioctl(descriptor, _BLKGETSIZE64, b"\0" * 8))[0]
+            self._sector: int = struct.unpack("I", fcntl.ioctl(descriptor, _BLKSSZGET, b"\0" * 4))[0]
+        else:
+            self._size, self._sector = status.st_size, 512
+
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    @property
+    def is_block_device(self) -> bool:
+        return self._block
+
+    @property
+    def size_bytes(self) -> int:
+        return self._size
+
+    @property
+    def sector_bytes(self) -> int:
+        return self._sector
+
+    def pread(self, length: int, offset: int) -> bytes:
+        buffer = bytearray(length)
+        self.pread_into(memoryview(buffer), offset)
+        return bytes(buffer)
+
+    def pread_into(self, buffer: memoryview, offset: int) -> None:
+        try:
+            while buffer:
+                count = os.preadv(self._descriptor, [buffer], offset)
+                if not count:
+                    raise DiskFailed(f"{self._path} ends before byte {offset}")
+                buffer, offset = buffer[count:], offset + count
+        except OSError as error:
+            raise DiskFailed(f"cannot read {self._path} at byte {offset}: {error.strerror}") from error
+
+    def pwrite(self, data: Buffer, offset: int) -> None:
+        view = memoryview(data).cast("B")
+        if offset + len(view) > self._size:
+            raise DiskFailed(f"a write past the end of {self._path} (byte {offset + len(view)} of {self._size})")
+        try:
+            while view:
+                count = os.pwrite(self._descriptor, view, offset)
+                view, offset = view[count:], offset + count
+        except OSError as error:
+            self._failed = True
+            raise DiskFailed(f"cannot write {self._path} at byte {offset}: {error.strerror}") from error
+
+    def sync(self) -> None:
+        if self._failed:
+            raise DiskFailed(f"{self._path} failed before; nothing is retried on this descriptor")
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            self._failed = True
+            raise DiskFailed(f"{self._path} could not write its data to the medium: {error.strerror}") from error
+
+    def drop_cache(self) -> None:
+        """Forget cached pages, so that the next reads come from the medium. Call after `sync`."""
+        if self._block:
+            fcntl.ioctl(self._descriptor, _BLKFLSBUF, 0)
+        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_for_reading(path: Path) -> Device:
+    """Open an image or block device read-only. Raises NotFound or DiskFailed."""
+    try:
+        return Device(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+    except FileNotFoundError as error:
+        raise durable.storage_error(error, f"open {path}") from error
+    except OSError as error:
+        raise DiskFailed(f"cannot open {path}: {error.strerror}") from error
+
+
+def open_for_writing(path: Path) -> Device:
+    """Open an image or block device for writing, exclusively. Raises NotFound, Locked or DiskFailed."""
+    try:
+        block = stat.S_ISBLK(path.stat().st_mode)
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_EXCL if block else os.O_NOFOLLOW))
+    except FileNotFoundError as error:
+        raise durable.storage_error(error, f"open {path}") from error
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise Locked(f"{path} is in use", hint="unmount it, and stop what holds it") from error
+        raise DiskFailed(f"cannot open {path} for writing: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise Locked(f"{path} is in use by another diskprep", hint="wait for it to end") from error
+    return Device(path, descriptor)
+
+
+def create_image(path: Path, size_bytes: int) -> None:
+    """Create an empty sparse image. Raises StorageFull, StorageUnavailable, or Locked when `path` exists."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(descriptor, size_bytes)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        durable.fsync_directory(path.parent)
+    except FileExistsError as error:
+        raise Locked(f"{path} exists already", hint="choose another name, or remove it yourself") from error
+    except OSError as error:
+        raise durable.storage_error(error, f"create the image {path}") from error
