@@ -85,7 +85,7 @@ class Account(Protocol):
 
 
 def check_name(name: str) -> str:
-    """Return `name` when it is a legal object name; raise DataDamaged otherwise: it came from data, not from a person."""
+    """Return `name` when it is legal; raise DataDamaged otherwise: such a name came from data, not from a person."""
     if not _NAME.fullmatch(name):
         raise DataDamaged(f"{name!r} is not a legal object name")
     return name

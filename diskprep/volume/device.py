@@ -54,6 +54,7 @@ class Device:
         self._path, self._descriptor, self._failed = path, descriptor, False
         status = os.fstat(descriptor)
         self._block = stat.S_ISBLK(status.st_mode)
+        self._number = status.st_rdev
         if self._block:
             self._size: int = struct.unpack("Q", fcntl.ioctl(descriptor, _BLKGETSIZE64, b"\0" * 8))[0]
             self._sector: int = struct.unpack("I", fcntl.ioctl(descriptor, _BLKSSZGET, b"\0" * 4))[0]
@@ -67,6 +68,11 @@ class Device:
     @property
     def is_block_device(self) -> bool:
         return self._block
+
+    @property
+    def number(self) -> int:
+        """The device number of a block device; 0 for an image."""
+        return self._number
 
     @property
     def size_bytes(self) -> int:
