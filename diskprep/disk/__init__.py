@@ -1,0 +1,1 @@
+"""One physical disk, or an image of one, from found to sealed."""

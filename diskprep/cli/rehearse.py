@@ -1,0 +1,94 @@
+"""`diskprep rehearse`: the whole journey on this computer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diskprep.cli import inputs, output
+from diskprep.rehearsal import journey
+from diskprep.rehearsal.summary import Summary
+from diskprep.volume.bitlocker import Method
+
+
+def rehearse(
+    source: Annotated[
+        Path | None,
+        typer.Argument(help="The folder or file to back up; without it a tree every Debian has.", show_default=False),
+    ] = None,
+    workdir: Annotated[
+        Path | None,
+        typer.Option("--workdir", metavar="DIR", help="Where to work; without it a folder below /var/tmp."),
+    ] = None,
+    disks: Annotated[
+        int | None,
+        typer.Option("--disks", metavar="N", help="Use N disk images; without it as many as needed, at least 2."),
+    ] = None,
+    disk_size: Annotated[
+        str | None, typer.Option("--disk-size", metavar="SIZE", help="Size of each image, such as 512M.")
+    ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave everything in the working folder, and remove nothing.")
+    ] = False,
+    method: Annotated[Method, typer.Option("--method", help="BitLocker's encryption method.")] = Method.XTS_AES_256,
+    json: inputs.Json = False,
+    quiet: inputs.Quiet = False,
+) -> None:
+    """Walk the whole journey on image files, from a source folder to restored trees, with a local datacenter.
+
+    Nothing leaves this computer, and no disk of it is touched.
+    """
+    options = journey.Options(
+        source=source,
+        workdir=workdir,
+        disks=disks,
+        disk_bytes=inputs.size_bytes(disk_size) if disk_size else None,
+        keep=keep,
+        method=method,
+    )
+    with output.screen(quiet=quiet) as screen:
+        summary = journey.rehearse(options, screen.emit)
+    if json:
+        output.print_json(summary.document())
+    else:
+        print(_report(summary, keep=keep))
+    if keep:
+        output.next_step(
+            f"diskprep disk key {summary.disks[0].serial} --staging {summary.workdir}/staging "
+            f"--passphrase-file {summary.workdir}/passphrase"
+        )
+    else:
+        output.next_step("diskprep rehearse --keep --workdir DIR, to try other tools on what it made")
+
+
+def _report(summary: Summary, *, keep: bool) -> str:
+    rows = [
+        (
+            stage.name,
+            output.size(stage.bytes) if stage.bytes else "",
+            f"{stage.seconds:.1f} s",
+            f"{stage.megabytes_per_second:.0f}" if stage.bytes else "",
+        )
+        for stage in summary.stages
+    ]
+    total = sum(stage.seconds for stage in summary.stages)
+    rows.append(("together", "", f"{total:.1f} s", ""))
+    points = [
+        f"  {point.name}: {point.entries} entries, {output.size(point.bytes)}, as they were "
+        f"({output.size(point.added_bytes)} stored)"
+        for point in summary.recovery_points
+    ]
+    lines = [
+        output.table(("stage", "bytes", "time", "MB/s"), rows),
+        "",
+        f"{len(summary.disks)} disks travelled, the job is {summary.job['state']}.",
+        "Recovery points restored from the vault and compared with what the source was:",
+        *points,
+    ]
+    if summary.left_out:
+        lines.append(f"  not compared: {len(summary.left_out)} entries that changed or could not be read meanwhile")
+    if keep:
+        lines.append(f"Everything is left in {summary.workdir}")
+    return "\n".join(lines)

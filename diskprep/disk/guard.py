@@ -1,0 +1,37 @@
+"""Guarded: whether a disk may be erased. Pure judgement over facts; nothing overrides a refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from diskprep.disk.inventory import DiskFacts
+from diskprep.disk.plan import MIN_DISK_BYTES
+from diskprep.errors import DiskRefused
+
+
+def refusals(disk: DiskFacts, *, all_disks: Sequence[DiskFacts], protected: Sequence[str] = ()) -> list[str]:
+    """Why `disk` must not be erased, in words; empty when it may. `protected` are device names under our own data."""
+    reasons = list(disk.uses)
+    if disk.is_partition:
+        reasons.append(f"{disk.name} is a partition; a whole disk is needed")
+    if disk.read_only:
+        reasons.append("it is read-only")
+    if disk.sector_bytes != 512:
+        reasons.append(f"its logical sectors have {disk.sector_bytes} bytes; the Import/Export service takes 512")
+    if disk.size_bytes < MIN_DISK_BYTES:
+        reasons.append(f"it is smaller than {MIN_DISK_BYTES >> 20} MiB")
+    if disk.name in protected:
+        reasons.append("the source or the staging is on it")
+    twins = [other for other in all_disks if other.serial and other.serial == disk.serial and other.name != disk.name]
+    if twins:
+        reasons.append(f"{twins[0].name} has the same serial number")
+    return reasons
+
+
+def refuse_if(reasons: Sequence[str], disk: DiskFacts) -> None:
+    """Raise DiskRefused when there are reasons."""
+    if reasons:
+        raise DiskRefused(
+            f"{disk.node} (serial {disk.serial or 'none'}) must not be erased: {'; '.join(reasons)}",
+            hint="detach what uses it, or take another disk",
+        )

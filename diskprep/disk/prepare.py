@@ -1,0 +1,356 @@
+"""Prepare: one disk from claimed to sealed, by a table of steps.
+
+`STEPS` is read by the run and by `--dry-run` alike. Each step ends with a journal record, and the journal acknowledges
+before the next step starts. Write order on the disk: old structures gone, NTFS and BitLocker, files in batches (data
+before metadata), the manifest last; then all is read back through a fresh open, and only then the disk is sealed.
+
+Invariants: the recovery password is in escrow before the disk is touched. A disk without a `sealed` record is
+disposable: the same command starts it over, and nobody takes it for finished, because its manifest is the last file
+written and its hash is known to the journal alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import journal
+from diskprep import clock, durable
+from diskprep.disk import keys, target, verify
+from diskprep.disk.plan import BLOCK_BYTES, DiskPlan
+from diskprep.durable import Buffer
+from diskprep.errors import DataDamaged, DiskRefused, JournalDamaged, Locked, NotFound, StorageUnavailable
+from diskprep.events import Emit, Note, Progress
+from diskprep.exchange import manifest as drive_manifest
+from diskprep.seal import SealedFile
+from diskprep.secrets import Secret
+from diskprep.seed import Seed, Staging
+from diskprep.volume import bitlocker
+from diskprep.volume.device import Device, open_for_reading
+from diskprep.volume.format import format_disk, open_disk, read_volume_guid
+from diskprep.volume.ntfs import Filler, SourceFile
+
+FOLDER = "repository"
+MANIFEST_FILE = f"\\{verify.MANIFEST_PATH}"
+_BATCH_FILES = 64
+_BATCH_BYTES = 4 << 30
+_CLIENT = "diskprep"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What to do with one disk. `container_sas` goes into the manifest, inside the encrypted volume; nowhere else."""
+
+    target: target.Target
+    share: DiskPlan
+    staging: Staging
+    seed: Seed
+    seal_digest: str
+    container_sas: Secret[str]
+    journal_path: Path
+    method: bitlocker.Method = bitlocker.Method.XTS_AES_256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedDisk:
+    """A sealed disk. `recovery_password` is None when an earlier run sealed it: then it is in escrow only."""
+
+    serial: str
+    path: Path
+    size_bytes: int
+    payload_bytes: int
+    files: int
+    manifest_file: str
+    manifest_hash: str
+    volume_guid: str
+    share: str
+    recovery_password: Secret[str] | None = None
+
+
+@dataclass(slots=True)
+class _Run:
+    """The state that the steps of one disk hand on to each other."""
+
+    order: Order
+    journal: journal.Journal
+    emit: Emit
+    device: Device
+    password: Secret[str] = field(default_factory=bitlocker.generate_recovery_password)
+    volume_guid: str = ""
+    filler: Filler | None = None
+    blobs: dict[str, drive_manifest.ManifestBlob] = field(default_factory=dict)
+    manifest_hash: str = ""
+
+    def record(self, type_: str, **fields: Any) -> None:
+        """Append to the journal; what it acknowledged survives. Raises StorageFull or StorageUnavailable."""
+        try:
+            self.journal.append(type_, **fields)
+        except OSError as error:
+            raise durable.storage_error(error, f"write the journal {self.order.journal_path}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step of a disk's life: its name, what it does in words, and the action, which returns the record's fields."""
+
+    name: str
+    says: str
+    action: Callable[[_Run], dict[str, Any]]
+
+
+def prepare_disk(order: Order, emit: Emit) -> PreparedDisk:
+    """Bring one disk to sealed; a disk that is sealed for the same share already is only looked at.
+
+    Raises DiskRefused, DiskFailed, ReadBackFailed, StorageFull, DataDamaged (the staging), JournalDamaged or Locked.
+    """
+    with _open_journal(order) as log:
+        if done := _sealed_before(order, log):
+            emit(Note(stage="disk", item=order.share.serial, text=f"disk {order.share.serial} is sealed already"))
+            return done
+        with target.open_claimed(order.target) as device:
+            run = _Run(order=order, journal=log, emit=emit, device=device)
+            for step in STEPS:
+                run.record(step.name, time=clock.rfc3339(clock.now()), **step.action(run))
+        return PreparedDisk(
+            serial=order.share.serial,
+            path=order.target.path,
+            size_bytes=order.target.size_bytes,
+            payload_bytes=order.share.payload_bytes,
+            files=len(order.share.packs),
+            manifest_file=MANIFEST_FILE,
+            manifest_hash=run.manifest_hash,
+            volume_guid=run.volume_guid,
+            share=share_digest(order.share),
+            recovery_password=run.password,
+        )
+
+
+def share_digest(share: DiskPlan) -> str:
+    """SHA-256 in hex of the names of the packs of a share, in order."""
+    return hashlib.sha256("\n".join(pack.name for pack in share.packs).encode()).hexdigest()
+
+
+def _open_journal(order: Order) -> journal.Journal:
+    """The disk's journal, new or of an earlier run; its identity must be this disk and this job."""
+    identity = {
+        "serial": order.share.serial,
+        "size_bytes": order.target.size_bytes,
+        "job_name": order.seed.job_name,
+        "repository_id": order.seed.repository_id,
+    }
+    path, mirror = order.journal_path, order.staging.journals / order.journal_path.name
+    for place in (path, mirror):
+        durable.make_directory(place.parent)
+    try:
+        log = journal.Journal.open(path, mirror=mirror) if path.exists() else None
+        if log is None:
+            return journal.Journal.create(path, identity, mirror=mirror)
+    except journal.JournalLocked:
+        raise Locked(f"another diskprep is working on disk {order.share.serial}", hint="wait for it to end") from None
+    except journal.JournalDamaged as error:
+        raise JournalDamaged(str(error), hint=f"move {path} away, then prepare the disk again") from error
+    except OSError as error:
+        raise durable.storage_error(error, f"open the journal {path}") from error
+    if dict(log.identity) != identity:
+        log.close()
+        raise DiskRefused(
+            f"the journal {path} belongs to another disk or job",
+            hint="prepare this job with a journal folder of its own",
+        )
+    return log
+
+
+def recorded(staging: Staging, serial: str) -> PreparedDisk:
+    """A sealed disk as the staging's mirror of its journal tells it. Raises NotFound or JournalDamaged."""
+    path = staging.journals / f"{keys.check_serial(serial)}.journal"
+    if not path.exists():
+        raise NotFound(f"the staging has no journal of disk {serial}", hint="prepare the disk first")
+    try:
+        identity, *records = journal.read(path)
+    except journal.JournalDamaged as error:
+        raise JournalDamaged(str(error), hint="use the copy computer's own journal of this disk") from error
+    except OSError as error:
+        raise durable.storage_error(error, f"read {path}") from error
+    sealed = _sealed(identity.fields, records)
+    if sealed is None:
+        raise NotFound(f"disk {serial} is not sealed", hint="give the same `diskprep disk prepare` command again")
+    return sealed
+
+
+def _sealed(identity: Mapping[str, Any], records: Sequence[journal.Record]) -> PreparedDisk | None:
+    """The disk that a journal describes, or None when its last word is not that it is sealed."""
+    if not records or records[-1].type != "sealed":
+        return None
+    last = {record.type: record.fields for record in records}
+    return PreparedDisk(
+        serial=str(identity["serial"]),
+        path=Path(str(last["claimed"]["path"])),
+        size_bytes=int(identity["size_bytes"]),
+        payload_bytes=int(last["claimed"]["payload_bytes"]),
+        files=int(last["claimed"]["packs"]),
+        manifest_file=str(last["manifest"]["file"]),
+        manifest_hash=str(last["manifest"]["hash"]),
+        volume_guid=str(last["formatted"]["volume_guid"]),
+        share=str(last["claimed"]["share"]),
+    )
+
+
+def _sealed_before(order: Order, log: journal.Journal) -> PreparedDisk | None:
+    """The disk as an earlier run sealed it, when it carries this share and still that volume."""
+    sealed = _sealed(log.identity, log.records)
+    if sealed is None or sealed.share != share_digest(order.share):
+        return None
+    with open_for_reading(order.target.path) as device:
+        return sealed if read_volume_guid(device) == sealed.volume_guid else None
+
+
+def _claim(run: _Run) -> dict[str, Any]:
+    order = run.order
+    keys.store(order.staging, order.seed, order.share.serial, run.password)
+    return {
+        "share": share_digest(order.share),
+        "seal": order.seal_digest,
+        "packs": len(order.share.packs),
+        "payload_bytes": order.share.payload_bytes,
+        "path": str(order.target.path),
+    }
+
+
+def _format(run: _Run) -> dict[str, Any]:
+    moment = clock.now()
+    layout = format_disk(
+        run.device,
+        method=run.order.method,
+        label=run.order.seed.job_name[:32],
+        description=f"{run.order.share.serial} {run.order.seed.job_name} {moment:%m/%d/%Y}",
+        recovery_password=run.password,
+        created=moment,
+    )
+    run.volume_guid = str(layout.volume_guid)
+    return {"volume_guid": run.volume_guid, "method": str(run.order.method), "start_bytes": layout.start_bytes}
+
+
+def _fill(run: _Run) -> dict[str, Any]:
+    """Copy the packs, batch by batch. Each pack is checked against the seal as it is read from the staging."""
+    run.filler = Filler(open_disk(run.device, run.password))
+    meter = _Meter(run, "disk")
+    for batch in _batches(run.order.share.packs):
+        files = [
+            SourceFile(path=f"{FOLDER}/{pack.name}", size_bytes=pack.size_bytes, blocks=_reader(run, pack))
+            for pack in batch
+        ]
+        run.filler.write(files, on_bytes=meter.add)
+        run.record("batch", files=len(batch), size_bytes=sum(pack.size_bytes for pack in batch))
+    return {"files": len(run.blobs)}
+
+
+def _write_manifest(run: _Run) -> dict[str, Any]:
+    manifest = drive_manifest.DriveManifest(
+        drive_id=run.order.share.serial,
+        container_sas=run.order.container_sas,
+        account_key=None,
+        client_creator=_CLIENT,
+        blobs=tuple(run.blobs[pack.name] for pack in run.order.share.packs),
+    )
+    data = drive_manifest.write_manifest(manifest)
+    run.manifest_hash = drive_manifest.manifest_hash(data)
+
+    def blocks() -> Iterator[Buffer]:
+        for offset in range(0, len(data), BLOCK_BYTES):
+            yield data[offset : offset + BLOCK_BYTES]
+
+    assert run.filler is not None, "the disk is filled before its manifest is written"
+    run.filler.write([SourceFile(path=verify.MANIFEST_PATH, size_bytes=len(data), blocks=blocks)])
+    return {"file": MANIFEST_FILE, "hash": run.manifest_hash, "size_bytes": len(data)}
+
+
+def _read_back(run: _Run) -> dict[str, Any]:
+    run.device.sync()
+    meter = _Meter(run, "read-back")
+    with open_for_reading(run.order.target.path) as fresh:
+        found = verify.read_back(
+            fresh,
+            run.password,
+            serial=run.order.share.serial,
+            expected_manifest_hash=run.manifest_hash,
+            on_bytes=meter.add,
+        )
+    return {"files": found.files, "size_bytes": found.size_bytes}
+
+
+def _seal(run: _Run) -> dict[str, Any]:
+    return {"manifest_hash": run.manifest_hash, "volume_guid": run.volume_guid}
+
+
+STEPS = (
+    Step("claimed", "put a new recovery password into escrow", _claim),
+    Step("formatted", "erase; write GPT, BitLocker and NTFS; unlock it again", _format),
+    Step("filled", "copy the packs, checking each against the seal", _fill),
+    Step("manifest", "write DriveManifest.xml", _write_manifest),
+    Step("verified", "read everything back through a fresh open and compare", _read_back),
+    Step("sealed", "declare the disk finished", _seal),
+)
+
+
+class _Meter:
+    """Turns byte counts from several threads into cumulative Progress events of one disk."""
+
+    def __init__(self, run: _Run, stage: str) -> None:
+        self._run, self._stage, self._done, self._lock = run, stage, 0, threading.Lock()
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+            share = self._run.order.share
+            self._run.emit(
+                Progress(stage=self._stage, item=share.serial, done_bytes=self._done, total_bytes=share.payload_bytes)
+            )
+
+
+def _reader(run: _Run, pack: SealedFile) -> Callable[[], Iterator[Buffer]]:
+    """Blocks of a pack for the filler. At the end it has proven the pack's SHA-256 and knows each block's MD5."""
+
+    def blocks() -> Iterator[Buffer]:
+        path = run.order.staging.repository / pack.name
+        whole, offset, found = hashlib.sha256(), 0, []
+        try:
+            with path.open("rb", buffering=0) as stream:
+                while data := stream.read(BLOCK_BYTES):
+                    while len(data) < BLOCK_BYTES and (more := stream.read(BLOCK_BYTES - len(data))):
+                        data += more
+                    whole.update(data)
+                    found.append(drive_manifest.block_of(offset, data))
+                    offset += len(data)
+                    yield data
+        except OSError as error:
+            raise StorageUnavailable(f"cannot read {path} in the staging: {error.strerror}") from error
+        if whole.hexdigest() != pack.sha256 or offset != pack.size_bytes:
+            raise DataDamaged(
+                f"{path} in the staging is not what the seal says",
+                hint="stage again: the staging was changed or damaged",
+            )
+        run.blobs[pack.name] = drive_manifest.ManifestBlob(
+            blob_path=f"{run.order.seed.container}/{pack.name}",
+            file_path=f"\\{FOLDER}\\" + pack.name.replace("/", "\\"),
+            length_bytes=pack.size_bytes,
+            blocks=tuple(found),
+        )
+
+    return blocks
+
+
+def _batches(packs: Sequence[SealedFile]) -> Iterator[list[SealedFile]]:
+    batch: list[SealedFile] = []
+    size = 0
+    for pack in packs:
+        if batch and (len(batch) == _BATCH_FILES or size + pack.size_bytes > _BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(pack)
+        size += pack.size_bytes
+    if batch:
+        yield batch
