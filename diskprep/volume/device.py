@@ -11,6 +11,7 @@ import fcntl
 import os
 import stat
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -119,10 +120,31 @@ class Device:
             raise DiskFailed(f"{self._path} could not write its data to the medium: {error.strerror}") from error
 
     def drop_cache(self) -> None:
-        """Forget cached pages, so that the next reads come from the medium. Call after `sync`."""
-        if self._block:
-            fcntl.ioctl(self._descriptor, _BLKFLSBUF, 0)
-        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        """Forget cached pages, so that the next reads come from the medium. Call after `sync`. Raises DiskFailed."""
+        try:
+            if self._block:
+                fcntl.ioctl(self._descriptor, _BLKFLSBUF, 0)
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        except OSError as error:
+            raise DiskFailed(f"cannot drop the cached pages of {self._path}: {error.strerror}") from error
+
+    @property
+    def descriptor(self) -> int:
+        """For a child process that works on an image in memory."""
+        return self._descriptor
+
+    def data_extents(self) -> Iterator[tuple[int, int]]:
+        """(offset, length) in bytes of each part that was ever written; a file only. The rest reads as zeros."""
+        end = 0
+        while end < self._size:
+            try:
+                start = os.lseek(self._descriptor, end, os.SEEK_DATA)
+                end = os.lseek(self._descriptor, start, os.SEEK_HOLE)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+                    return
+                raise DiskFailed(f"cannot find the data of {self._path}: {error.strerror}") from error
+            yield start, end - start
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -181,3 +203,17 @@ def create_image(path: Path, size_bytes: int) -> None:
         raise Locked(f"{path} exists already", hint="choose another name, or remove it yourself") from error
     except OSError as error:
         raise durable.storage_error(error, f"create the image {path}") from error
+
+
+def open_memory(size_bytes: int) -> Device:
+    """A sparse image in memory, which no medium ever sees; it takes room only for what is written."""
+    try:
+        descriptor = os.memfd_create("diskprep-volume", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(descriptor, size_bytes)
+        except OSError:
+            os.close(descriptor)
+            raise
+    except OSError as error:
+        raise durable.storage_error(error, "make an image in memory") from error
+    return Device(Path(f"/proc/self/fd/{descriptor}"), descriptor)
