@@ -1,0 +1,229 @@
+"""Locks: small sealed files that keep writers and destroyers of one repository apart, also across computers.
+
+Backups take a non-exclusive lock, prune and the like an exclusive one. To take a lock: look for conflicts, write the
+own file, wait, look again. A lock not refreshed for 30 minutes, or of a dead process of this computer, counts for
+nothing; refreshing writes a new file, then deletes the old one.
+
+A hold is a non-exclusive lock that outlives its process: it keeps prune, check and repair out of a vault while its
+packs travel on disks, whereas backups go on. Its time lies ahead, so that nobody takes it for stale before then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from diskprep import clock
+from diskprep.errors import DataDamaged, DiskprepError, Locked, NotFound
+from diskprep.repository import codec, keys
+from diskprep.repository.crypto import DataKey
+from diskprep.store import Store
+
+REFRESH_S = 300.0
+STALE_S = 1800.0
+GIVE_UP_S = 1320.0  # without a refresh for so long, stop writing: others will soon take the lock for stale
+SETTLE_S = 0.2
+HOLD_LIFETIME_S = 60 * 86400.0
+HOLD_PREFIX = "diskprep-hold-"
+_PREFIX = "locks/"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockRecord:
+    """What a lock file says. `name` is its object name."""
+
+    name: str
+    time: datetime
+    exclusive: bool
+    hostname: str
+    username: str
+    pid: int
+
+    @property
+    def is_hold(self) -> bool:
+        return self.hostname.startswith(HOLD_PREFIX)
+
+    def is_stale(self) -> bool:
+        if clock.now() - self.time > timedelta(seconds=STALE_S):
+            return True
+        return self.hostname == socket.gethostname() and not _is_alive(self.pid)
+
+
+class LockDirectory:
+    """The locks of one repository."""
+
+    def __init__(self, store: Store, key: DataKey) -> None:
+        self._store, self._key = store, key
+
+    def records(self) -> list[LockRecord]:
+        """All readable locks. Raises DataDamaged when one is not: what it forbids is unknown."""
+        found = []
+        for item in list(self._store.list(_PREFIX)):
+            if item.size_bytes == 0:  # an interrupted write of restic; it ignores them too
+                continue
+            with contextlib.suppress(NotFound):  # released between listing and reading
+                found.append(self._parse(item.name, self._store.read(item.name)))
+        return found
+
+    def write(self, *, exclusive: bool, hostname: str, time: datetime) -> str:
+        """Write a lock file; return its object name."""
+        document = {
+            "time": clock.rfc3339(time),
+            "exclusive": exclusive,
+            "hostname": hostname,
+            "username": keys.username(),
+            "pid": os.getpid(),
+            "uid": os.getuid(),
+            "gid": os.getgid(),
+        }
+        sealed = self._key.seal(codec.encode_json(document))
+        name = _PREFIX + hashlib.sha256(sealed).hexdigest()
+        self._store.write(name, [sealed])
+        return name
+
+    def delete(self, name: str) -> None:
+        self._store.delete(name)
+
+    def refuse_conflict(self, *, exclusive: bool, own: str | None) -> None:
+        """Raise Locked when a live lock of somebody else forbids a lock of this kind."""
+        for record in self.records():
+            if record.name == own or record.is_stale() or not (exclusive or record.exclusive):
+                continue
+            kind = "a hold for disks in transit" if record.is_hold else "a lock"
+            raise Locked(
+                f"{self._store.location} has {kind} of {record.username or 'somebody'} on {record.hostname}, "
+                f"process {record.pid}, since {clock.rfc3339(record.time)}",
+                hint="wait until the other command has ended"
+                if not record.is_hold
+                else "ingest the disks first; the hold is released then",
+            )
+
+    def _parse(self, name: str, sealed: bytes) -> LockRecord:
+        try:
+            document = codec.decode_json(self._key.open(sealed))
+            return LockRecord(
+                name=name,
+                time=clock.parse_rfc3339(document["time"]),
+                exclusive=bool(document["exclusive"]),
+                hostname=str(document.get("hostname", "")),
+                username=str(document.get("username", "")),
+                pid=int(document.get("pid", 0)),
+            )
+        except (DataDamaged, KeyError, TypeError, ValueError, AttributeError):
+            raise DataDamaged(f"the lock {name} in {self._store.location} cannot be read") from None
+
+
+class Lock:
+    """A lock of this process, kept fresh by a thread until `release`."""
+
+    def __init__(self, directory: LockDirectory, *, exclusive: bool) -> None:
+        self._directory, self._exclusive = directory, exclusive
+        self._stop = threading.Event()
+        self._refreshed_s = clock.monotonic_s()
+        directory.refuse_conflict(exclusive=exclusive, own=None)
+        self._name = self._write()
+        try:
+            clock.sleep(SETTLE_S)
+            directory.refuse_conflict(exclusive=exclusive, own=self._name)
+        except BaseException:
+            directory.delete(self._name)
+            raise
+        self._thread = threading.Thread(target=self._keep_fresh, name="repository lock", daemon=True)
+        self._thread.start()
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def require_fresh(self) -> None:
+        """Raise Locked when refreshing has failed for so long that others may soon ignore the lock."""
+        if clock.monotonic_s() - self._refreshed_s > GIVE_UP_S:
+            raise Locked("the repository's lock could not be refreshed", hint="give the same command again")
+
+    def release(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._directory.delete(self._name)
+
+    def _write(self) -> str:
+        return self._directory.write(exclusive=self._exclusive, hostname=socket.gethostname(), time=clock.now())
+
+    def _keep_fresh(self) -> None:
+        while not self._stop.wait(REFRESH_S):
+            with contextlib.suppress(DiskprepError):  # tried again next time; require_fresh counts the minutes
+                old, self._name = self._name, self._write()
+                self._refreshed_s = clock.monotonic_s()
+                self._directory.delete(old)
+
+
+class Hold:
+    """A lock without a process. `name` is the lock file's object name; a refresh changes it."""
+
+    def __init__(self, directory: LockDirectory, label: str, name: str, expires: datetime) -> None:
+        self._directory, self.label, self._name, self._expires = directory, label, name, expires
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def expires(self) -> datetime:
+        """Half an hour after this moment others may take the hold for stale."""
+        return self._expires
+
+    def refresh(self, lifetime_s: float = HOLD_LIFETIME_S) -> None:
+        """Prolong the hold: write a new lock file, then delete the old one."""
+        old, fresh = self._name, place_hold(self._directory, self.label, lifetime_s)
+        self._name, self._expires = fresh.name, fresh.expires
+        self._directory.delete(old)
+
+    def release(self) -> None:
+        self._directory.delete(self._name)
+
+
+def place_hold(directory: LockDirectory, label: str, lifetime_s: float = HOLD_LIFETIME_S) -> Hold:
+    """Write a hold. Raises Locked when somebody has an exclusive lock."""
+    directory.refuse_conflict(exclusive=False, own=None)
+    expires = clock.now() + timedelta(seconds=lifetime_s)
+    name = directory.write(exclusive=False, hostname=HOLD_PREFIX + label, time=expires)
+    try:
+        clock.sleep(SETTLE_S)
+        directory.refuse_conflict(exclusive=False, own=name)
+    except BaseException:
+        directory.delete(name)
+        raise
+    return Hold(directory, label, name, expires)
+
+
+def find_holds(directory: LockDirectory) -> list[Hold]:
+    """The holds of this and earlier processes."""
+    return [
+        Hold(directory, record.hostname.removeprefix(HOLD_PREFIX), record.name, record.time)
+        for record in directory.records()
+        if record.is_hold
+    ]
+
+
+@contextlib.contextmanager
+def locked(directory: LockDirectory, *, exclusive: bool) -> Iterator[Lock]:
+    lock = Lock(directory, exclusive=exclusive)
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

@@ -1,0 +1,215 @@
+"""The repository: config, keys, blobs, index, snapshots and locks of one store, in restic's format version 2.
+
+Every file is written once under the hash of its content. Write order, so that whatever is visible can be resolved: key
+before config; packs before the index file that names them; index files before the snapshot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+from diskprep.durable import Buffer
+from diskprep.errors import DataDamaged, FormatTooNew, NotFound, UsageError, WrongPassphrase
+from diskprep.repository import chunker, codec, keys, pack
+from diskprep.repository import lock as locks
+from diskprep.repository.crypto import DataKey
+from diskprep.repository.index import Index, index_document, parse_index
+from diskprep.repository.pack import BlobKind, PackEntry
+from diskprep.repository.snapshot import Snapshot, parse_snapshot, snapshot_document
+from diskprep.repository.tree import Node, parse_tree
+from diskprep.secrets import Secret, check_new_passphrase
+from diskprep.store import Store
+
+FORMAT_VERSION = 2
+DEFAULT_PACK_BYTES = 16 << 20
+_MAX_KEYS = 20
+_HEX_NAME = re.compile(r"[0-9a-f]{64}")
+
+
+class Repository:
+    """An opened repository. Reading blobs is safe from many threads; everything else belongs to one."""
+
+    def __init__(
+        self, store: Store, key: DataKey, repository_id: str, polynomial: int, pack_size_bytes: int = DEFAULT_PACK_BYTES
+    ) -> None:
+        self.store, self.key, self.id, self.polynomial = store, key, repository_id, polynomial
+        self.pack_size_bytes = pack_size_bytes
+        self._index: Index | None = None
+        self._locks = locks.LockDirectory(store, key)
+
+    # -- blobs
+
+    @property
+    def index(self) -> Index:
+        """What all index files say, read at the first use."""
+        if self._index is None:
+            self.reload_index()
+        assert self._index is not None
+        return self._index
+
+    def reload_index(self) -> None:
+        """Read all index files again. Raises DataDamaged."""
+        index = Index()
+        for _, document in self._sealed_files("index/"):
+            for entry in parse_index(document):
+                index.add(entry)
+        self._index = index
+
+    def load_blob(self, kind: BlobKind, blob_id: bytes) -> bytes:
+        """The plaintext of a blob, checked. Raises NotFound when no index names it, DataDamaged."""
+        location = self.index.find(kind, blob_id)
+        if location is None:
+            raise NotFound(f"no index of {self.store.location} has the {kind} blob {blob_id.hex()}")
+        sealed = self.store.read(pack.object_name(location.pack), location.offset, location.length)
+        return pack.open_blob(sealed, location, self.key)
+
+    def load_tree(self, tree_id: bytes) -> tuple[Node, ...]:
+        """The entries of a directory."""
+        return parse_tree(self.load_blob(BlobKind.TREE, tree_id))
+
+    def save_pack(self, finished: pack.FinishedPack) -> None:
+        """Write a pack durably. Its entry goes to `save_index` afterwards."""
+        self.store.write(pack.object_name(finished.entry.pack), finished.parts)
+
+    def save_index(self, entries: Iterable[PackEntry]) -> str | None:
+        """Write one index file for packs that are already durable; return its id, None when there is nothing to say."""
+        entries = tuple(entries)
+        if not entries:
+            return None
+        name = self._save_sealed("index/", index_document(entries))
+        if self._index is not None:
+            for entry in entries:
+                self._index.add(entry)
+        return name
+
+    # -- snapshots
+
+    def snapshots(self) -> list[Snapshot]:
+        """All snapshots, oldest first."""
+        found = [parse_snapshot(name, document) for name, document in self._sealed_files("snapshots/")]
+        return sorted(found, key=lambda snapshot: (snapshot.time, snapshot.id))
+
+    def snapshot(self, name: str = "latest") -> Snapshot:
+        """The snapshot with this id, the only one whose id starts so, or the `latest`. Raises NotFound, UsageError."""
+        found = self.snapshots()
+        if name == "latest":
+            found = found[-1:]
+        else:
+            found = [snapshot for snapshot in found if name and snapshot.id.startswith(name)]
+        if not found:
+            raise NotFound(f"{self.store.location} has no snapshot {name!r}")
+        if len(found) > 1:
+            raise UsageError(f"{len(found)} snapshots start with {name!r}", hint="give more digits")
+        return found[0]
+
+    def save_snapshot(self, snapshot: Snapshot) -> str:
+        """Write a snapshot (its `id` is ignored) and return its id: the recovery point exists from then on."""
+        return self._save_sealed("snapshots/", snapshot_document(replace(snapshot, id="")))
+
+    # -- locks
+
+    def lock(self, *, exclusive: bool = False) -> AbstractContextManager[locks.Lock]:
+        """Hold a lock inside a `with`. Raises Locked on entering."""
+        return locks.locked(self._locks, exclusive=exclusive)
+
+    def hold(self, label: str = "import", *, lifetime_s: float = locks.HOLD_LIFETIME_S) -> locks.Hold:
+        """Place a hold that outlives this process; `label` tells holds apart, for example a job's name."""
+        return locks.place_hold(self._locks, label, lifetime_s)
+
+    def find_holds(self) -> list[locks.Hold]:
+        """The holds in this repository, of whichever process."""
+        return locks.find_holds(self._locks)
+
+    def remove_stale_locks(self) -> None:
+        """Delete locks that count for nothing: of dead processes of this computer, or long without a refresh."""
+        for record in self._locks.records():
+            if record.is_stale():
+                self._locks.delete(record.name)
+
+    # -- sealed JSON files
+
+    def _save_sealed(self, prefix: str, document: dict[str, Any]) -> str:
+        sealed = self.key.seal(codec.encode_json(document))
+        name = hashlib.sha256(sealed).hexdigest()
+        self.store.write(prefix + name, [sealed])
+        return name
+
+    def _sealed_files(self, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        for name in sorted(hash_names(self.store, prefix)):
+            content = self.store.read(prefix + name)
+            yield name, self._opened(prefix + name, content, codec.decode_json)
+
+    def _opened(self, name: str, content: Buffer, decode: Callable[[bytes], dict[str, Any]]) -> dict[str, Any]:
+        try:
+            if hashlib.sha256(content).hexdigest() != name.rpartition("/")[2]:
+                raise DataDamaged("its hash is not its name")
+            return decode(self.key.open(content))
+        except DataDamaged as error:
+            raise DataDamaged(f"{name} in {self.store.location}: {error.message}") from None
+
+
+def create(store: Store, passphrase: Secret[str], *, cost: keys.ScryptCost = keys.DEFAULT_COST) -> Repository:
+    """Make a new repository in an empty store. Raises UsageError when there is one, or the passphrase is too short."""
+    check_new_passphrase(passphrase)
+    if store.stat("config") is not None or any(store.list("keys/")):
+        raise UsageError(f"{store.location} already holds a repository, or a part of one")
+    key = DataKey.generate()
+    repository = Repository(store, key, os.urandom(32).hex(), chunker.random_polynomial())
+    wrapped = keys.wrap(key, passphrase, socket.gethostname(), cost)
+    store.write("keys/" + hashlib.sha256(wrapped).hexdigest(), [wrapped])
+    config = {"version": FORMAT_VERSION, "id": repository.id, "chunker_polynomial": f"{repository.polynomial:x}"}
+    store.write("config", [key.seal(json.dumps(config, separators=(",", ":")).encode())])
+    return repository
+
+
+def open_repository(store: Store, passphrase: Secret[str]) -> Repository:
+    """Open the repository in a store. Raises NotFound, WrongPassphrase, FormatTooNew or DataDamaged."""
+    if store.stat("config") is None:
+        raise NotFound(f"there is no repository in {store.location}: it has no config")
+    sealed = store.read("config")
+    key = _unlock(store, passphrase)
+    try:
+        config = json.loads(key.open(sealed))
+        version, polynomial = int(config["version"]), int(config["chunker_polynomial"], 16)
+        repository_id = config["id"]
+        if not _HEX_NAME.fullmatch(repository_id) or not chunker.is_irreducible(polynomial):
+            raise ValueError("an impossible value")
+    except (DataDamaged, ValueError, KeyError, TypeError):
+        raise DataDamaged(f"the config of the repository in {store.location} is damaged") from None
+    if version not in (1, FORMAT_VERSION):
+        raise FormatTooNew(f"the repository in {store.location} has format {version}; this diskprep knows 1 and 2")
+    return Repository(store, key, repository_id, polynomial)
+
+
+def hash_names(store: Store, prefix: str) -> list[str]:
+    """Last components of all names below `prefix` that are 64 hexadecimal digits; others are not the repository's."""
+    names = (item.name.rpartition("/")[2] for item in store.list(prefix))
+    return [name for name in names if _HEX_NAME.fullmatch(name)]
+
+
+def _unlock(store: Store, passphrase: Secret[str]) -> DataKey:
+    names = sorted(hash_names(store, "keys/"))
+    if not names:
+        raise NotFound(f"the repository in {store.location} has no key file")
+    damaged: DataDamaged | None = None
+    for name in names[:_MAX_KEYS]:
+        try:
+            return keys.unwrap(store.read(f"keys/{name}"), passphrase)
+        except WrongPassphrase:
+            continue
+        except DataDamaged as error:
+            damaged = error
+    if damaged is not None:
+        raise damaged
+    raise WrongPassphrase(
+        f"no key of the repository in {store.location} opens with this passphrase",
+        hint="check the passphrase file; a passphrase cannot be recovered",
+    )

@@ -1,0 +1,242 @@
+"""Reading one entry at a time, relative to its open directory, so that neither long paths nor a directory swapped for a
+symlink under way lead astray.
+
+Invariants: only what a directory lists as regular file or directory is opened, without following symlinks, without
+blocking, and without touching access times where the kernel allows it. Metadata is that of the open descriptor, taken
+before the first byte is read.
+"""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import pwd
+import stat
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+from diskprep.errors import SourceIncomplete
+
+_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_NOT_SUPPORTED = (errno.ENOTSUP, errno.ENOSYS)
+_GONE = (errno.ENOENT, errno.ESTALE)
+
+
+class EntryUnreadable(SourceIncomplete):
+    """An entry cannot be read; `message` is the reason only."""
+
+
+class Item(NamedTuple):
+    """An entry as its directory lists it."""
+
+    name: bytes
+    is_directory: bool
+    is_regular: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """Metadata of an entry. `xattrs` in the order the kernel lists them; `linktarget` of a symlink."""
+
+    stat: os.stat_result
+    xattrs: tuple[tuple[bytes, bytes], ...]
+    linktarget: bytes = b""
+
+    @property
+    def user(self) -> str:
+        return user_name(self.stat.st_uid)
+
+    @property
+    def group(self) -> str:
+        return group_name(self.stat.st_gid)
+
+
+class OpenFile:
+    """An open regular file. Used by one thread at a time."""
+
+    __slots__ = ("_descriptor", "entry")
+
+    def __init__(self, descriptor: int, entry: Entry) -> None:
+        self._descriptor, self.entry = descriptor, entry
+
+    def read_small(self, limit_bytes: int) -> bytes | None:
+        """The whole content; None when it is longer than `limit_bytes`, whatever its metadata said."""
+        with _TRANSLATION:
+            data = os.read(self._descriptor, min(self.entry.stat.st_size, limit_bytes) + 1)
+            if len(data) != self.entry.stat.st_size:  # grew, shrank, or a file system that reads in pieces
+                while len(data) <= limit_bytes:
+                    part = os.read(self._descriptor, limit_bytes + 1 - len(data))
+                    if not part:
+                        break
+                    data += part
+        return data if len(data) <= limit_bytes else None
+
+    def read_into(self, buffer: memoryview) -> int:
+        """Fill `buffer` from the current position; less only at the file's end. Returns the number of bytes."""
+        filled = 0
+        with _TRANSLATION:
+            while filled < len(buffer):
+                count = os.readv(self._descriptor, [buffer[filled:]])
+                if not count:
+                    break
+                filled += count
+        return filled
+
+    def changed(self) -> bool:
+        """Whether size, content time or inode time moved since the file was opened."""
+        before = self.entry.stat
+        with _TRANSLATION:
+            now = os.fstat(self._descriptor)
+        return (now.st_size, now.st_mtime_ns, now.st_ctime_ns) != (
+            before.st_size,
+            before.st_mtime_ns,
+            before.st_ctime_ns,
+        )
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+class OpenDirectory:
+    """An open directory. Threads may share it until it is closed."""
+
+    __slots__ = ("_descriptor", "entry")
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        try:
+            self.entry = _entry_of(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    @classmethod
+    def at(cls, path: bytes, *, follow: bool = False) -> OpenDirectory:
+        """Open the directory at an absolute path. Raises EntryUnreadable."""
+        with _TRANSLATION:
+            return cls(_open(path, os.O_DIRECTORY, None, follow=follow))
+
+    def directory(self, name: bytes) -> OpenDirectory:
+        """Open a directory in this one. Raises EntryUnreadable."""
+        with _TRANSLATION:
+            return OpenDirectory(_open(name, os.O_DIRECTORY, self._descriptor))
+
+    def file(self, name: bytes) -> OpenFile:
+        """Open a regular file in this directory. Raises EntryUnreadable."""
+        with _TRANSLATION:
+            descriptor = _open(name, 0, self._descriptor)
+            try:
+                entry = _entry_of(descriptor)
+                if not stat.S_ISREG(entry.stat.st_mode):
+                    raise EntryUnreadable("it was replaced while it was being opened")
+            except BaseException:
+                os.close(descriptor)
+                raise
+            return OpenFile(descriptor, entry)
+
+    def list(self) -> list[Item]:
+        """The entries, sorted by the bytes of their names. Raises EntryUnreadable."""
+        with _TRANSLATION, os.scandir(self._descriptor) as entries:
+            items = [
+                Item(
+                    os.fsencode(entry.name),
+                    entry.is_dir(follow_symlinks=False),
+                    entry.is_file(follow_symlinks=False),
+                )
+                for entry in entries
+            ]
+        items.sort()
+        return items
+
+    def describe(self, name: bytes) -> Entry:
+        """Metadata of an entry that must not be opened. Raises EntryUnreadable."""
+        return _describe(name, self._descriptor, b"/proc/self/fd/%d/%s" % (self._descriptor, name))
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def describe(path: bytes) -> Entry:
+    """Metadata of the entry at an absolute path, which is not opened. Raises EntryUnreadable."""
+    return _describe(path, None, path)
+
+
+def ancestor(path: bytes) -> Entry:
+    """Metadata of a directory on the way to a source; symlinks are followed. Raises EntryUnreadable."""
+    with _TRANSLATION:
+        return Entry(stat=os.stat(path), xattrs=_xattrs(path, follow=True))  # noqa: PTH116 - bytes, and no Path object
+
+
+@cache
+def user_name(uid: int) -> str:
+    """The user's name, empty when there is none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        return ""
+
+
+@cache
+def group_name(gid: int) -> str:
+    """The group's name, empty when there is none."""
+    try:
+        return grp.getgrgid(gid).gr_name
+    except (KeyError, OverflowError):
+        return ""
+
+
+def _describe(name: bytes, directory: int | None, path: bytes) -> Entry:
+    with _TRANSLATION:
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        target = os.readlink(name, dir_fd=directory) if stat.S_ISLNK(status.st_mode) else b""
+        return Entry(stat=status, xattrs=_xattrs(path, follow=False), linktarget=target)
+
+
+def _entry_of(descriptor: int) -> Entry:
+    return Entry(stat=os.fstat(descriptor), xattrs=_xattrs(descriptor, follow=True))
+
+
+def _xattrs(target: int | bytes, *, follow: bool) -> tuple[tuple[bytes, bytes], ...]:
+    try:
+        # A descriptor refuses follow_symlinks; it has nothing to follow.
+        names = os.listxattr(target) if follow else os.listxattr(target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in _NOT_SUPPORTED:
+            return ()
+        raise
+    found = []
+    for name in names:
+        try:
+            value = os.getxattr(target, name) if follow else os.getxattr(target, name, follow_symlinks=False)
+        except OSError as error:
+            if error.errno in (*_NOT_SUPPORTED, errno.ENODATA):  # removed since, or listed but not readable
+                continue
+            raise
+        found.append((os.fsencode(name), value))
+    return tuple(found)
+
+
+def _open(name: bytes, flags: int, directory: int | None, *, follow: bool = False) -> int:
+    flags |= _OPEN & ~os.O_NOFOLLOW if follow else _OPEN
+    try:
+        return os.open(name, flags | os.O_NOATIME, dir_fd=directory)
+    except PermissionError:  # only the owner may leave the access time alone
+        return os.open(name, flags, dir_fd=directory)
+
+
+class _Translation:
+    """Turns OSError into EntryUnreadable; a class, for it is entered several times a file."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise EntryUnreadable("it vanished" if error.errno in _GONE else error.strerror or str(error)) from None
+
+
+_TRANSLATION = _Translation()

@@ -1,0 +1,318 @@
+"""Staging: the initial full backup, written into a directory of its own and sealed.
+
+The same command again goes on after any interruption, and does nothing once the staging is sealed.
+
+Write order: key and config of the repository; escrow key; seed.json; packs, index files, snapshot; seal.json. So a
+staging without seed.json has promised nothing and is begun anew; one without a snapshot is backed up again, which finds
+what is already stored; one with a snapshot lacks its seal only. One process at a time (flock on `stage.lock`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from diskprep import clock, durable, escrow
+from diskprep.errors import DataDamaged, JobConflict, Locked, StorageFull
+from diskprep.events import Emit, Note, silent
+from diskprep.repository.keys import DEFAULT_COST, ScryptCost
+from diskprep.repository.pack import BlobKind, PackEntry, verify_pack
+from diskprep.repository.repository import Repository, create, hash_names, open_repository
+from diskprep.seal import FileKind, Seal, SealedFile, load_seal, save_seal
+from diskprep.secrets import Secret
+from diskprep.seed import Seed, Staging, load_seed, save_seed
+from diskprep.source import Source, check_sources, display, measure
+from diskprep.staging.writer import BackupOptions, BackupResult, backup
+from diskprep.store import StoredObject
+from diskprep.store.directory import DirectoryStore
+
+_STAGE = "stage"
+_LOCK_FILE = "stage.lock"
+_ESCROW_KEY = "key"
+_MIN_FREE_PART = 0.05  # of the source: less room than this never suffices, however well it compresses
+_REPOSITORY_DIRECTORIES = ("data", "index", "keys", "locks", "snapshots")
+_KINDS = {"config": FileKind.CONFIG, "keys": FileKind.KEY, "index": FileKind.INDEX, "snapshots": FileKind.SNAPSHOT}
+_PACK_KINDS = {BlobKind.DATA: FileKind.DATA, BlobKind.TREE: FileKind.TREE}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageResult(BackupResult):
+    """What staging did. `already_sealed`: nothing was left to do. When the snapshot was there before, the counts of
+    files are zero and `bytes_stored` is what the repository holds."""
+
+    seal: Seal
+    already_sealed: bool
+
+
+def stage(
+    staging: Staging,
+    sources: Sequence[Source],
+    *,
+    passphrase: Secret[str],
+    job_name: str,
+    storage_account: str,
+    container: str,
+    subscription_id: str,
+    resource_group: str,
+    location: str,
+    hostname: str,
+    options: BackupOptions | None = None,
+    emit: Emit = silent,
+    cost: ScryptCost = DEFAULT_COST,
+) -> StageResult:
+    """Back `sources` up into `staging` and seal it.
+
+    Raises JobConflict when the staging belongs to another trip, Locked when somebody else is at it, StorageFull,
+    WrongPassphrase, and what `backup` raises.
+    """
+    check_sources(sources)
+    wanted = Seed(
+        job_name=job_name,
+        storage_account=storage_account,
+        container=container,
+        subscription_id=subscription_id,
+        resource_group=resource_group,
+        location=location,
+        hostname=hostname,
+        sources=tuple(display(source.path) for source in sources),
+        repository_id="",
+        escrow_public_key="0" * 64,
+        created=clock.rfc3339(clock.now()),
+    )
+    durable.make_directory(staging.root)
+    with _only_process(staging):
+        if staging.seed_file.exists():
+            _refuse_other_trip(load_seed(staging), wanted, staging)
+        if staging.seal_file.exists():
+            seal = load_seal(staging.seal_file)
+            emit(Note(stage=_STAGE, text=f"{staging.root} is already sealed; nothing to do"))
+            return _result_of(seal, already_sealed=True)
+        repository = _begin(staging, wanted, passphrase, cost)
+        _tidy(staging, repository, emit)
+        snapshots = repository.snapshots()
+        if snapshots:
+            seal = _seal(staging, repository, snapshots[0].id)
+            return _result_of(seal, already_sealed=False)
+        options = options or BackupOptions()
+        result = _back_up(staging, repository, sources, options=options, hostname=hostname, emit=emit)
+        seal = _seal(staging, repository, result.snapshot)
+        shared = {item.name: getattr(result, item.name) for item in fields(result)}
+        return StageResult(**shared, seal=seal, already_sealed=False)
+
+
+def open_staged(staging: Staging, passphrase: Secret[str]) -> Repository:
+    """The repository of a staging. Raises NotFound, WrongPassphrase, DataDamaged; JobConflict when it is not the one
+    the seed names."""
+    seed = load_seed(staging)
+    repository = open_repository(DirectoryStore(staging.repository), passphrase)
+    if repository.id != seed.repository_id:
+        raise JobConflict(f"the repository in {staging.repository} is not the one of job {seed.job_name}")
+    return repository
+
+
+def unlock_escrow(staging: Staging, repository: Repository) -> Secret[bytes]:
+    """The seed's private key, which opens the disks' recovery passwords. Raises NotFound or DataDamaged."""
+    path = staging.escrow / _ESCROW_KEY
+    try:
+        sealed = path.read_bytes()
+    except OSError as error:
+        raise durable.storage_error(error, f"read {path}") from error
+    return Secret(repository.key.open(sealed))
+
+
+@contextlib.contextmanager
+def _only_process(staging: Staging) -> Iterator[None]:
+    """Be the one process that writes to the staging. Raises Locked."""
+    path = staging.root / _LOCK_FILE
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise durable.storage_error(error, f"open {path}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise durable.storage_error(error, f"lock {path}") from error
+            raise Locked(
+                f"another process is staging into {staging.root}", hint="wait until it has ended, or stop it"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_other_trip(found: Seed, wanted: Seed, staging: Staging) -> None:
+    given, recorded = asdict(wanted), asdict(found)
+    own = ("repository_id", "escrow_public_key", "created")
+    differing = [name for name in given if name not in own and given[name] != recorded[name]]
+    if differing:
+        details = "; ".join(f"{name} is {recorded[name]!r}, not {given[name]!r}" for name in differing)
+        raise JobConflict(
+            f"{staging.root} belongs to another trip: {details}",
+            hint="give the same command as before to go on, or name another staging",
+        )
+
+
+def _begin(staging: Staging, wanted: Seed, passphrase: Secret[str], cost: ScryptCost) -> Repository:
+    """Open the staging's repository, making it and the seed where they are missing."""
+    if staging.seed_file.exists():
+        return open_staged(staging, passphrase)
+    store = DirectoryStore(staging.repository)
+    if store.stat("config") is None:
+        for name in hash_names(store, "keys/"):  # of a beginning that came no further; no data is under them
+            store.delete(f"keys/{name}")
+        _make_layout(staging)
+        repository = create(store, passphrase, cost=cost)
+    else:
+        repository = open_repository(store, passphrase)
+    public_key, private_key = escrow.generate()
+    durable.make_directory(staging.escrow)
+    durable.write_file(staging.escrow / _ESCROW_KEY, repository.key.seal(private_key.reveal()))
+    save_seed(staging, replace(wanted, repository_id=repository.id, escrow_public_key=public_key))
+    return repository
+
+
+def _make_layout(staging: Staging) -> None:
+    """The directories as restic's `init` makes them, and links so that restic can open the staging directory itself."""
+    for name in _REPOSITORY_DIRECTORIES:
+        durable.make_directory(staging.repository / name)
+    data = staging.repository / "data"
+    try:
+        for number in range(256):
+            (data / f"{number:02x}").mkdir(mode=0o700, exist_ok=True)
+        durable.fsync_directory(data)
+    except OSError as error:
+        raise durable.storage_error(error, f"create directories in {data}") from error
+    for name in (*_REPOSITORY_DIRECTORIES, "config"):
+        with contextlib.suppress(OSError):  # a share without symlinks: restic is then given the inner directory
+            (staging.root / name).symlink_to(Path(staging.repository.name) / name)
+
+
+def _tidy(staging: Staging, repository: Repository, emit: Emit) -> None:
+    """After a run that was cut off: remove half-written files and dead locks, take in packs that no index names."""
+    try:
+        for path in staging.repository.rglob(f"{durable.TEMPORARY_PREFIX}*"):
+            path.unlink()
+    except OSError as error:
+        raise durable.storage_error(error, f"remove half-written files in {staging.repository}") from error
+    repository.remove_stale_locks()
+    known = repository.index.packs
+    orphans = [item for item in list(repository.store.list("data/")) if _base_name(item) not in known]
+    if not orphans:
+        return
+    with ThreadPoolExecutor(max_workers=2) as threads:
+        entries = [entry for entry in threads.map(lambda item: _adopt(repository, item), orphans) if entry]
+    repository.save_index(entries)
+    emit(Note(stage=_STAGE, text=f"{len(entries)} packs of an earlier run are taken in"))
+
+
+def _adopt(repository: Repository, item: StoredObject) -> PackEntry | None:
+    """The entry of a pack that is whole; one that is not is deleted."""
+    try:
+        return verify_pack(_base_name(item), repository.store.read(item.name), repository.key, None)
+    except DataDamaged:
+        repository.store.delete(item.name)
+        return None
+
+
+def _back_up(
+    staging: Staging,
+    repository: Repository,
+    sources: Sequence[Source],
+    *,
+    options: BackupOptions,
+    hostname: str,
+    emit: Emit,
+) -> BackupResult:
+    own = {os.fsencode(path) for path in (staging.root, staging.root.resolve())}
+    inside = {path for path in own if any(_is_inside(path, source.path) for source in sources)}
+    options = replace(options, exclude=options.exclude | inside)
+    total = measure(sources, options.exclude)
+    try:
+        free_bytes = shutil.disk_usage(staging.root).free
+    except OSError as error:
+        raise durable.storage_error(error, f"ask how much room {staging.root} has") from error
+    stored_bytes = sum(item.size_bytes for item in repository.store.list("data/"))
+    if free_bytes + stored_bytes < total.size_bytes * _MIN_FREE_PART:
+        raise StorageFull(
+            f"{staging.root} has {free_bytes} bytes free for a source of {total.size_bytes} bytes",
+            hint="name a staging on a larger file system",
+        )
+    return backup(repository, sources, hostname=hostname, options=options, emit=emit, total_bytes=total.size_bytes)
+
+
+def _seal(staging: Staging, repository: Repository, snapshot: str) -> Seal:
+    """List every file of the repository, with digests, and write the seal."""
+    repository.reload_index()  # the seal says what the files say, not what this process believes
+    packs = repository.index.packs
+    files = [
+        _sealed_file(repository, packs, item)
+        for item in repository.store.list()
+        if item.name.partition("/")[0] != "locks"
+    ]
+    present = {file.name for file in files}
+    missing = [name for name in packs if f"data/{name[:2]}/{name}" not in present]
+    if missing:
+        raise DataDamaged(f"{len(missing)} packs are gone from {staging.repository}, the first is {missing[0]}")
+    seed = load_seed(staging)
+    seal = Seal(
+        job_name=seed.job_name,
+        repository_id=seed.repository_id,
+        snapshot=snapshot,
+        created=clock.rfc3339(clock.now()),
+        files=tuple(sorted(files, key=lambda file: file.name)),
+    )
+    save_seal(staging.seal_file, seal)
+    return seal
+
+
+def _sealed_file(repository: Repository, packs: Mapping[str, PackEntry], item: StoredObject) -> SealedFile:
+    area, base_name = item.name.partition("/")[0], _base_name(item)
+    digest = base_name
+    if area == "data":
+        entry = packs.get(base_name)
+        if entry is None or entry.size_bytes != item.size_bytes:
+            raise DataDamaged(f"{item.name} in {repository.store.location} is not what the index says")
+        kind = _PACK_KINDS[entry.kind]
+    elif area in _KINDS:
+        kind = _KINDS[area]
+        digest = hashlib.sha256(repository.store.read(item.name)).hexdigest()
+    else:
+        raise DataDamaged(f"{item.name} in {repository.store.location} does not belong to a repository")
+    return SealedFile(name=item.name, kind=kind, size_bytes=item.size_bytes, sha256=digest)
+
+
+def _result_of(seal: Seal, *, already_sealed: bool) -> StageResult:
+    packs = seal.of_kind(FileKind.DATA, FileKind.TREE)
+    return StageResult(
+        snapshot=seal.snapshot,
+        tree="",
+        files=0,
+        dirs=0,
+        files_unmodified=0,
+        bytes_processed=0,
+        bytes_added=0,
+        bytes_stored=sum(file.size_bytes for file in packs),
+        unreadable=(),
+        changed=(),
+        skipped_sockets=0,
+        seal=seal,
+        already_sealed=already_sealed,
+    )
+
+
+def _base_name(item: StoredObject) -> str:
+    return item.name.rpartition("/")[2]
+
+
+def _is_inside(path: bytes, folder: bytes) -> bool:
+    return path == folder or path.startswith(folder.rstrip(b"/") + b"/")
