@@ -1,1 +1,104 @@
 """What every test may use."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from trip import Seeded, Trip, new_trip, seeded
+
+from diskprep.secrets import Secret
+from diskprep.store.azure import AzureAccount, AzureStore
+from diskprep.store.directory import DirectoryStore
+
+_AZURITE = Path(__file__).parent.parent / ".cache/azurite-3.35.0/node_modules/.bin/azurite-blob"
+#: The newest protocol that Azurite 3.35.0 speaks; the SDK's own is newer.
+_API_VERSION = "2025-11-05"
+#: The emulator's account and key are the same everywhere and public.
+_ACCOUNT = "devstoreaccount1"
+_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Azurite:
+    """A running blob server on loopback and what opens it."""
+
+    account: AzureAccount
+    account_name: str
+    key: Secret[str]
+    port: int
+    url: str
+
+    def fresh_container(self, prefix: str = "") -> AzureStore:
+        return self.account.container(f"test-{uuid.uuid4().hex[:12]}", prefix)
+
+    def rclone_environment(self) -> dict[str, str]:
+        """Environment that makes `az:CONTAINER` a remote of rclone."""
+        return {
+            "RCLONE_CONFIG": "/dev/null",
+            "RCLONE_CONFIG_AZ_TYPE": "azureblob",
+            "RCLONE_CONFIG_AZ_USE_EMULATOR": "true",
+            "RCLONE_CONFIG_AZ_ENDPOINT": self.url,
+        }
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
+    """Azurite in folder mode on a free port of loopback; one for the whole run."""
+    if not _AZURITE.exists():
+        reason = "the blob server Azurite is missing: `.ci/prepare test` installs it"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder = tmp_path_factory.mktemp("azurite")
+    options = f"--blobHost 127.0.0.1 --blobPort {port} --silent --disableTelemetry --skipApiVersionCheck"
+    server = subprocess.Popen(
+        [_AZURITE, "--location", folder, *options.split()],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        _wait_for_port(port, server)
+        url, key = f"http://127.0.0.1:{port}/{_ACCOUNT}", Secret(_KEY)
+        account = AzureAccount(url, key, api_version=_API_VERSION)
+        yield Azurite(account=account, account_name=_ACCOUNT, key=key, port=port, url=url)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+
+@pytest.fixture(scope="session")
+def restic_seeded(tmp_path_factory: pytest.TempPathFactory) -> Seeded:
+    """A sealed repository that restic wrote; one for the whole run, not to be changed."""
+    return seeded(tmp_path_factory.mktemp("seeded"))
+
+
+@pytest.fixture
+def trip(restic_seeded: Seeded, tmp_path: Path) -> Trip:
+    """A small seed before its trip, with container and vault in directories."""
+    for name in ("container", "vault"):
+        (tmp_path / name).mkdir()
+    return new_trip(restic_seeded, tmp_path, DirectoryStore(tmp_path / "container"), DirectoryStore(tmp_path / "vault"))
+
+
+def _wait_for_port(port: int, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and server.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    pytest.fail("Azurite did not start")

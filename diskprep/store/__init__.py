@@ -3,7 +3,8 @@
 The contract, which one test suite runs against every implementation:
 
 - `write` and `commit_blocks` return only when the object is durable; an object is visible whole or not at all.
-- Names are relative paths of letters, digits, `.`, `_` and `-` between `/`; `check_name` refuses all others.
+- Names are relative paths of letters, digits, `.`, `_` and `-` between `/`, and the ` (2)` that Import/Export puts into
+  a name that was taken; `check_name` refuses all others.
 - `list` yields each object once, in no particular order, and never an object that is being written.
 - Errors: NotFound for a missing object, StorageFull, StorageUnavailable; nothing else.
 """
@@ -20,7 +21,8 @@ from diskprep.durable import Buffer
 from diskprep.errors import DataDamaged
 from diskprep.secrets import Secret
 
-_NAME = re.compile(r"(?=.{1,1024}\Z)[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
+_PART = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
+_NAME = re.compile(rf"(?=.{{1,1024}}\Z){_PART}(/{_PART})*( \([0-9]+\)[A-Za-z0-9._-]*)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,7 +56,9 @@ class DirectoryStore:
                             pending.append(Path(entry.path))
                         elif entry.is_file(follow_symlinks=False):
                             name = str(Path(entry.path).relative_to(self._root))
-                            yield StoredObject(name=name, size_bytes=entry.stat(follow_symlinks=False).st_size)
+                            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile, as locks are
+                                size_bytes = entry.stat(follow_symlinks=False).st_size
+                                yield StoredObject(name=name, size_bytes=size_bytes)
         except FileNotFoundError:
             return
         except OSError as error:

@@ -1,0 +1,72 @@
+"""The part of a sealed repository that goes to the vault online, with the import job: everything but the data packs.
+
+Write order: tree packs, index, snapshots, keys, config. Without its config a repository cannot be opened, by us or by
+restic, so it appears whole or not at all. Keys and config before the snapshots would leave a moment in which a prune
+finds trees that no snapshot needs, and deletes them. From the config on, the data packs that still travel are missed;
+prune and check refuse such a repository, and the caller places the hold next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from diskprep.errors import DataDamaged, JobConflict
+from diskprep.events import Emit, Note, Progress
+from diskprep.seal import FileKind, Seal, SealedFile
+from diskprep.seed import Staging
+from diskprep.store import Store, StoredObject
+from diskprep.store.directory import DirectoryStore
+from diskprep.vault.reading import in_threads
+
+_STAGE = "publish"
+_ORDER = (FileKind.TREE, FileKind.INDEX, FileKind.SNAPSHOT, FileKind.KEY, FileKind.CONFIG)
+
+
+def publish(staging: Staging, seal: Seal, vault: Store, emit: Emit) -> int:
+    """Send what the vault does not have yet; return how many bytes that was. The same call again goes on.
+
+    Raises DataDamaged when a file of the staging is not what was sealed, and JobConflict when the vault belongs to
+    another repository; then nothing was written.
+    """
+    local = DirectoryStore(staging.repository)
+    _refuse_foreign(local, seal, vault)
+    there = {stored.name: stored for stored in vault.list()}
+    total = sum(file.size_bytes for file in seal.online_files)
+    done = sent = 0
+    for kind in _ORDER:  # one kind is complete before the next begins
+        for file, new in in_threads(lambda f: _send(local, f, vault, there.get(f.name)), seal.of_kind(kind)):
+            done += file.size_bytes
+            sent += file.size_bytes if new else 0
+            emit(Progress(stage=_STAGE, done_bytes=done, total_bytes=total))
+    emit(Note(stage=_STAGE, text=f"{len(seal.online_files)} files are in {vault.location}, {sent} bytes of them new"))
+    return sent
+
+
+def sealed_bytes(store: Store, file: SealedFile) -> bytes:
+    """A sealed file's content. Raises DataDamaged when it is not what was sealed, NotFound when it is gone."""
+    data = store.read(file.name)
+    if len(data) != file.size_bytes or hashlib.sha256(data).hexdigest() != file.sha256:
+        raise DataDamaged(
+            f"{file.name} in {store.location} is not what was sealed",
+            hint="the sealed copy is elsewhere, or this one must be made again",
+        )
+    return data
+
+
+def _refuse_foreign(local: Store, seal: Seal, vault: Store) -> None:
+    for file in seal.of_kind(FileKind.CONFIG):
+        if vault.stat(file.name) is not None and vault.read(file.name) != sealed_bytes(local, file):
+            raise JobConflict(
+                f"{vault.location} already holds another repository",
+                hint="name another container for this job's vault; nothing was written",
+            )
+
+
+def _send(local: Store, file: SealedFile, vault: Store, there: StoredObject | None) -> tuple[SealedFile, bool]:
+    data = sealed_bytes(local, file)
+    if there is not None and there.size_bytes == file.size_bytes:
+        md5 = hashlib.md5(data, usedforsecurity=False).digest()
+        if there.md5 == md5 if there.md5 is not None else vault.read(file.name) == data:
+            return file, False
+    vault.write(file.name, [data])
+    return file, True
