@@ -1,6 +1,6 @@
 # Two commands for a newcomer: `make rehearse` and `make test`. Each does its own set-up.
 .POSIX:
-.PHONY: rehearse test check fast bench clean
+.PHONY: rehearse test check fast clean
 
 rehearse:
 	@.ci/prepare run

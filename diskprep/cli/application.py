@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import click
 import typer
+from typer.exceptions import TyperException
 
 from diskprep import __version__
 from diskprep.cli import cleanup, datacenter, disk, doctor, job, journals, rehearse, staging, vault
@@ -49,11 +49,11 @@ def _options(
 def run(arguments: list[str]) -> int:
     """Run one command; returns its exit code or raises a DiskprepError."""
     try:
-        result = typer.main.get_command(app).main(args=arguments, prog_name="diskprep", standalone_mode=False)
-    except click.exceptions.Exit as done:
+        result: object = typer.main.get_command(app).main(arguments, "diskprep", standalone_mode=False)
+    except typer.Exit as done:
         return done.exit_code
-    except click.exceptions.Abort:
+    except typer.Abort:
         raise KeyboardInterrupt from None
-    except click.ClickException as error:
+    except TyperException as error:
         raise UsageError(error.format_message(), hint="diskprep COMMAND --help shows what there is") from None
     return result if isinstance(result, int) else 0

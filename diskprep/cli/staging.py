@@ -105,7 +105,7 @@ def _status(place: Staging) -> dict[str, Any]:
     ]
     document["next"] = f"diskprep job create {place.root} --endpoint URL --token-file FILE"
     try:
-        document["job"] = load_job(place).name
+        document["job"] = load_job(place).job.name
     except NotFound:
         return document
     document["next"] = f"diskprep job show {place.root} --endpoint URL --token-file FILE"

@@ -205,7 +205,7 @@ def _sealed_before(order: Order, log: journal.Journal) -> PreparedDisk | None:
     if sealed is None or sealed.share != share_digest(order.share):
         return None
     with open_for_reading(order.target.path) as device:
-        return sealed if read_volume_guid(device) == sealed.volume_guid else None
+        return sealed if str(read_volume_guid(device)) == sealed.volume_guid else None
 
 
 def _claim(run: _Run) -> dict[str, Any]:

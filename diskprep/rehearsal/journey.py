@@ -11,7 +11,7 @@ import os
 import secrets
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from diskprep.disk import prepare, target
 from diskprep.errors import DataDamaged, DiskprepError, RestoreDiffers, SourceIncomplete, UsageError
 from diskprep.events import Emit, Note
 from diskprep.importjob import job as import_job
-from diskprep.importjob.model import Address, Drive, Job, JobState
+from diskprep.importjob.model import Address, Drive, Job, JobState, ReturnAddress
 from diskprep.importjob.service import AzureImportService
 from diskprep.rehearsal import preflight
 from diskprep.rehearsal.summary import DiskFigures, RecoveryPoint, Summary
@@ -48,12 +48,10 @@ RESOURCE_GROUP = "rehearsal"
 LOCATION = "westeurope"
 CARRIER = "DHL"
 TRACKING_NUMBER = "JD0140000000000001"
-RETURN_ADDRESS = Address(
+RETURN_ADDRESS = ReturnAddress(
     recipient_name="Backup operator",
     street_address1="1 Rehearsal Street",
-    street_address2="",
     city="Springfield",
-    state_or_province="",
     postal_code="12345",
     country_or_region="Netherlands",
     phone="+31 20 000 0000",
@@ -73,6 +71,17 @@ class Options:
     method: Method = Method.XTS_AES_256
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Expected:
+    """A recovery point, and what the source was when it was taken; `ignore` are paths that moved meanwhile."""
+
+    name: str
+    snapshot: str
+    truth: compare.Fingerprint
+    stored: int
+    ignore: frozenset[bytes] = frozenset()
+
+
 @dataclass(slots=True, kw_only=True)
 class _Trip:
     """What the stages hand on to each other."""
@@ -85,7 +94,7 @@ class _Trip:
     passphrase: Secret[str]
     summary: Summary
     emit: Emit
-    expected: list[tuple[str, str, compare.Fingerprint, int]]
+    expected: list[_Expected]
 
     def say(self, stage_name: str, text: str) -> None:
         self.emit(Note(stage=stage_name, text=text))
@@ -146,16 +155,11 @@ def _walk(trip: _Trip) -> None:
         raise UsageError(f"{trip.source} holds no file data, so there is nothing to ship", hint="choose another SOURCE")
     disks = _prepare(trip, seed, seal)
 
-    datacenter = Datacenter(
-        trip.root / "datacenter.sqlite", trip.account, token=(token := Secret(secrets.token_hex(16))), clock=clock.now
-    )
-    datacenter.start()
-    try:
+    token = Secret(secrets.token_hex(16))
+    datacenter = Datacenter(trip.root / "datacenter.sqlite", trip.account, token=token)
+    with datacenter:
         service = AzureImportService(
-            base_url=datacenter.base_url,
-            credential=token,
-            subscription_id=seed.subscription_id,
-            resource_group=seed.resource_group,
+            datacenter.base_url, token, subscription_id=seed.subscription_id, resource_group=seed.resource_group
         )
         _create_job(trip, service, seed, disks)
         vault = trip.account.container(VAULT)
@@ -172,14 +176,12 @@ def _walk(trip: _Trip) -> None:
         _backup_changed(trip, repository, "after ingestion", change=2)
         _restore_all(trip)
         _cleanup(trip, seal, certificate)
-    finally:
-        datacenter.stop()
     trip.summary.ok = True
     durable.write_json(trip.root / "summary.json", trip.summary.document())
 
 
 def _stage(trip: _Trip, size_bytes: int) -> None:
-    before = compare.scan(trip.source)
+    before = compare.fingerprint(trip.source, contents=False)
     with trip.summary.stage("stage") as meter:
         result = stage(
             trip.staging,
@@ -198,11 +200,14 @@ def _stage(trip: _Trip, size_bytes: int) -> None:
         meter.bytes = result.bytes_processed
     truth = compare.fingerprint(trip.source)
     moved = compare.changed(before, truth)
-    unread = [name for name, _reason in result.unreadable]
-    trip.summary.left_out = sorted({os.fsdecode(name) for name in moved} | set(unread))
+    trip.summary.left_out = sorted(compare.display(path) for path in moved)
     for name in trip.summary.left_out[:10]:
-        trip.say("stage", f"not compared, because it changed or could not be read meanwhile: {name!r}")
-    trip.expected.append(("first", result.snapshot, truth.without(moved), result.bytes_stored))
+        trip.say("stage", f"not compared, because it changed while it was backed up: {name}")
+    for name, reason in result.unreadable[:10]:
+        trip.say("stage", f"not stored, because it could not be read: {name}: {reason}")
+    trip.expected.append(
+        _Expected(name="first", snapshot=result.snapshot, truth=truth, ignore=moved, stored=result.bytes_stored)
+    )
     trip.say(
         "stage", f"snapshot {result.snapshot[:8]}: {result.files} files, {result.bytes_stored / 1e6:.1f} MB stored"
     )
@@ -250,7 +255,7 @@ def _create_job(trip: _Trip, service: AzureImportService, seed: Seed, disks: Seq
         shipping = import_job.shipping_address(service, seed.location)
     trip.say("import job", f"disks prepared: {', '.join(disk.serial for disk in disks)}")
     trip.say("import job", f"import job created: {job.name}")
-    trip.say("import job", f"ship to: {shipping.address.one_line()}")
+    trip.say("import job", f"ship to: {_one_line(shipping.address)}")
     with trip.summary.stage("shipping"):
         job = import_job.enter_shipping(
             service,
@@ -261,7 +266,7 @@ def _create_job(trip: _Trip, service: AzureImportService, seed: Seed, disks: Seq
             ship_date=clock.now().date(),
         )
     trip.say("shipping", f"shipped with {CARRIER}, tracking number {TRACKING_NUMBER}; the job is {job.state}")
-    trip.summary.job = {"name": job.name, "shipping_address": shipping.address.one_line()}
+    trip.summary.job = {"name": job.name, "shipping_address": _one_line(shipping.address)}
 
 
 def _datacenter(
@@ -272,13 +277,14 @@ def _datacenter(
     disks: Sequence[prepare.PreparedDisk],
 ) -> None:
     with trip.summary.stage("datacenter") as meter:
-        datacenter.receive(seed.job_name, {disk.serial: disk.path for disk in disks})
+        datacenter.receive(seed.job_name, {disk.serial: disk.path for disk in disks}, trip.emit)
         datacenter.process(seed.job_name, trip.emit)
+        datacenter.ship_back(seed.job_name)
         meter.bytes = sum(disk.payload_bytes for disk in disks)
     job: Job = service.get(seed.job_name)
     trip.summary.job |= {
         "state": str(job.state),
-        "drives": {drive.drive_id: str(drive.state) for drive in job.drive_status},
+        "drives": {drive.drive_id: str(drive.state) for drive in job.drives},
     }
     if job.state != JobState.COMPLETED:
         raise DataDamaged(
@@ -296,6 +302,7 @@ def _ingest(trip: _Trip, repository: Repository, seed: Seed, seal: Seal) -> Cert
             repository,
             seal,
             placement,
+            job_name=seed.job_name,
             certificate_path=trip.root / "certificate.json",
             emit=trip.emit,
         )
@@ -319,7 +326,7 @@ def _backup_changed(trip: _Trip, repository: Repository, name: str, *, change: i
         result = backup(
             repository,
             [Source(os.fsencode(trip.source), read_from=os.fsencode(copy))],
-            base=repository.snapshot(trip.expected[-1][1]),
+            base=repository.snapshot(trip.expected[-1].snapshot),
             hostname=socket.gethostname(),
             options=BackupOptions(ignore_ctime=True, ignore_inode=True),
             emit=trip.emit,
@@ -327,7 +334,7 @@ def _backup_changed(trip: _Trip, repository: Repository, name: str, *, change: i
         meter.bytes = result.bytes_processed
     if result.unreadable:
         raise SourceIncomplete(f"the copy of the source could not be read: {result.unreadable[0]}")
-    trip.expected.append((name, result.snapshot, truth, result.bytes_stored))
+    trip.expected.append(_Expected(name=name, snapshot=result.snapshot, truth=truth, stored=result.bytes_stored))
     trip.say(
         f"incremental {change}",
         f"snapshot {result.snapshot[:8]} {name}: {len(changes)} changes, {result.bytes_stored / 1e6:.2f} MB stored",
@@ -337,30 +344,30 @@ def _backup_changed(trip: _Trip, repository: Repository, name: str, *, change: i
 def _restore_all(trip: _Trip) -> None:
     """Restore every recovery point from the vault, as another machine would: with nothing but the passphrase."""
     repository = open_repository(trip.account.container(VAULT), trip.passphrase)
-    for number, (name, snapshot, truth, added) in enumerate(trip.expected, 1):
+    for number, point in enumerate(trip.expected, 1):
         into = trip.root / ("restored" if number == 1 else "restored-later")
         with trip.summary.stage(f"restore {number}") as meter:
-            result = restore.restore(repository, repository.snapshot(snapshot), into, emit=trip.emit)
+            result = restore.restore(repository, repository.snapshot(point.snapshot), into, emit=trip.emit)
             meter.bytes = result.bytes_restored
         with trip.summary.stage(f"compare {number}") as meter:
             found = compare.fingerprint(into / trip.source.relative_to("/"))
-            different = compare.differences(truth, found)
+            different = compare.differences(point.truth, found, ignore=point.ignore)
             meter.bytes = result.bytes_restored
         if different:
             raise RestoreDiffers(
-                f"recovery point {number} ({name}) differs from what the source was: {'; '.join(different[:5])}",
+                f"recovery point {number} ({point.name}) differs from what the source was: {'; '.join(different[:5])}",
                 hint=f"look into {into}",
             )
         trip.summary.recovery_points.append(
             RecoveryPoint(
-                name=name,
-                snapshot=snapshot,
-                entries=len(truth.entries),
+                name=point.name,
+                snapshot=point.snapshot,
+                entries=len(point.truth.entries),
                 bytes=result.bytes_restored,
-                added_bytes=added,
+                added_bytes=point.stored,
             )
         )
-        trip.say(f"restore {number}", f"recovery point {number} ({name}): {len(truth.entries)} entries as they were")
+        trip.say(f"restore {number}", f"{point.name}: {len(point.truth.entries)} entries as they were")
         if number > 1:
             preflight.clear_one(trip.root, "restored-later")
 
@@ -376,6 +383,10 @@ def _cleanup(trip: _Trip, seal: Seal, certificate: Certificate) -> None:
             trip.say("cleanup", "--keep: nothing was removed")
         else:
             meter.bytes = cleanup.run(plan, trip.staging, seal, certificate, container=container, vault=vault)
+
+
+def _one_line(address: Address) -> str:
+    return ", ".join(line for line in astuple(address) if line)
 
 
 def _plan(options: Options, seal: Seal) -> disk_plan.Plan:

@@ -72,8 +72,8 @@ def check_source(source: Path) -> Path:
         resolved = source.resolve(strict=True)
     except (OSError, RuntimeError) as error:
         raise NotFound(f"there is no source {source}: {getattr(error, 'strerror', error)}") from None
-    if not (resolved.is_dir() or resolved.is_file()):
-        raise UsageError(f"{resolved} is neither a folder nor a file")
+    if not resolved.is_dir():
+        raise UsageError(f"{resolved} is not a folder", hint="name a folder; it is only read")
     return resolved
 
 

@@ -1,0 +1,190 @@
+"""`diskprep vault ...`."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diskprep.cli import inputs, output
+from diskprep.cli.stores import Container, KeyFile, Vault, open_store
+from diskprep.disk.plan import load_plan
+from diskprep.errors import DataDamaged, SourceIncomplete
+from diskprep.repository.repository import open_repository
+from diskprep.seal import load_seal
+from diskprep.seed import load_seed, parse_staging
+from diskprep.source import Source
+from diskprep.staging.writer import backup as take_backup
+from diskprep.vault import check as checks
+from diskprep.vault import ingest as ingestion
+from diskprep.vault import online
+from diskprep.vault import restore as restoring
+
+app = typer.Typer(no_args_is_help=True, help="The vault: ingestion, incrementals, restore.")
+
+
+@app.command("publish")
+def publish(
+    staging: inputs.StagingArgument,
+    vault: Vault,
+    account_key_file: KeyFile = None,
+    passphrase_file: inputs.PassphraseFile = None,
+    passphrase_fd: inputs.PassphraseFd = None,
+    quiet: inputs.Quiet = False,
+) -> None:
+    """Send the small part of the seed online, so that incremental backups run while the disks travel.
+
+    The vault is held against prune, check and repair until ingestion is verified.
+    """
+    place = parse_staging(staging)
+    store = open_store(vault, account_key_file)
+    secret = inputs.passphrase(passphrase_file, passphrase_fd)
+    with output.screen(quiet=quiet) as screen:
+        sent = online.publish(place, load_seal(place.seal_file), store, screen.emit)
+    repository = open_repository(store, secret)
+    job = load_seed(place).job_name
+    if not any(hold.label == job for hold in repository.find_holds()):
+        repository.hold(job)
+    print(f"in the vault: {output.size(sent)}; the packs follow on the disks")
+    output.next_step(f"diskprep vault backup SOURCE --vault {vault}")
+
+
+@app.command("ingest")
+def ingest(
+    staging: inputs.StagingArgument,
+    container: Container,
+    vault: Vault,
+    certificate: Annotated[Path, typer.Option(help="Where to keep a copy of the certificate.")] = Path(
+        "certificate.json"
+    ),
+    account_key_file: KeyFile = None,
+    passphrase_file: inputs.PassphraseFile = None,
+    passphrase_fd: inputs.PassphraseFd = None,
+    quiet: inputs.Quiet = False,
+) -> None:
+    """Move the imported packs into the vault, verify every one, and write the certificate."""
+    place = parse_staging(staging)
+    seal, seed = load_seal(place.seal_file), load_seed(place)
+    store = open_store(vault, account_key_file)
+    repository = open_repository(store, inputs.passphrase(passphrase_file, passphrase_fd))
+    with output.screen(quiet=quiet) as screen:
+        proven = ingestion.ingest(
+            open_store(container, account_key_file),
+            store,
+            repository,
+            seal,
+            load_plan(place.plan_file, seal).placement(),
+            job_name=seed.job_name,
+            certificate_path=certificate.absolute(),
+            emit=screen.emit,
+        )
+    for hold in repository.find_holds():
+        if hold.label == seed.job_name:
+            hold.release()
+    print(f"{proven.data_packs} packs, {output.size(proven.data_bytes)}, all verified in {proven.vault}")
+    print(f"certificate: {certificate.absolute()}")
+    output.next_step(f"diskprep cleanup plan {staging} --container {container} --vault {vault}")
+
+
+@app.command("list")
+def list_points(
+    vault: Vault,
+    account_key_file: KeyFile = None,
+    passphrase_file: inputs.PassphraseFile = None,
+    passphrase_fd: inputs.PassphraseFd = None,
+    json: inputs.Json = False,
+) -> None:
+    """The recovery points of the vault."""
+    repository = open_repository(open_store(vault, account_key_file), inputs.passphrase(passphrase_file, passphrase_fd))
+    points = [
+        {"id": point.id, "time": str(point.time), "hostname": point.hostname, "paths": list(point.paths)}
+        for point in repository.snapshots()
+    ]
+    if json:
+        output.print_json({"recovery_points": points})
+        return
+    rows = [
+        (
+            str(p["id"])[:8],
+            str(p["time"]),
+            output.escape(str(p["hostname"])),
+            output.escape(", ".join(map(str, p["paths"]))),
+        )
+        for p in points
+    ]
+    print(output.table(("id", "time", "host", "paths"), rows))
+
+
+@app.command("backup")
+def backup(
+    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...")],
+    vault: Vault,
+    account_key_file: KeyFile = None,
+    passphrase_file: inputs.PassphraseFile = None,
+    passphrase_fd: inputs.PassphraseFd = None,
+    quiet: inputs.Quiet = False,
+) -> None:
+    """Take an incremental backup into the vault, on top of the newest recovery point of the same sources."""
+    repository = open_repository(open_store(vault, account_key_file), inputs.passphrase(passphrase_file, passphrase_fd))
+    hostname = socket.gethostname()
+    wanted = [str(source.absolute()) for source in sources]
+    bases = [s for s in repository.snapshots() if s.hostname == hostname and set(wanted) <= set(s.paths)]
+    with output.screen(quiet=quiet) as screen:
+        result = take_backup(
+            repository,
+            [Source(os.fsencode(path)) for path in wanted],
+            base=bases[-1] if bases else None,
+            hostname=hostname,
+            emit=screen.emit,
+        )
+    print(
+        f"snapshot {result.snapshot[:8]}: {result.files} files, {result.files_unmodified} unchanged, "
+        f"{output.size(result.bytes_stored)} stored"
+    )
+    if result.unreadable:
+        for name, reason in result.unreadable[:20]:
+            print(f"not stored: {output.escape(name)}: {reason}")
+        raise SourceIncomplete(f"{len(result.unreadable)} source entries could not be read; all others are stored")
+
+
+@app.command("check")
+def check(
+    vault: Vault,
+    read_data: Annotated[bool, typer.Option("--read-data", help="Read every pack, open every blob.")] = False,
+    account_key_file: KeyFile = None,
+    passphrase_file: inputs.PassphraseFile = None,
+    passphrase_fd: inputs.PassphraseFd = None,
+    quiet: inputs.Quiet = False,
+) -> None:
+    """Check that the vault is whole."""
+    repository = open_repository(open_store(vault, account_key_file), inputs.passphrase(passphrase_file, passphrase_fd))
+    with output.screen(quiet=quiet) as screen:
+        result = checks.check(repository, read_data=read_data, emit=screen.emit)
+    for problem in result.problems[:50]:
+        print(output.escape(problem))
+    if result.problems:
+        raise DataDamaged(f"{len(result.problems)} problems were found", hint="do not remove the staging")
+    print("no problems were found")
+
+
+@app.command("restore")
+def restore(
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="A new or empty folder.")],
+    vault: Vault,
+    snapshot: Annotated[str, typer.Option(help="A recovery point, or the beginning of its id.")] = "latest",
+    path: Annotated[str | None, typer.Option(help="Only what lies at or below this absolute path.")] = None,
+    account_key_file: KeyFile = None,
+    passphrase_file: inputs.PassphraseFile = None,
+    passphrase_fd: inputs.PassphraseFd = None,
+    quiet: inputs.Quiet = False,
+) -> None:
+    """Restore a recovery point below TARGET, under the original absolute paths."""
+    repository = open_repository(open_store(vault, account_key_file), inputs.passphrase(passphrase_file, passphrase_fd))
+    with output.screen(quiet=quiet) as screen:
+        result = restoring.restore(repository, snapshot, target.absolute(), emit=screen.emit, subpath=path)
+    for warning in result.warnings[:20]:
+        print(f"warning: {output.escape(warning)}")
+    print(f"restored below {target}: {result.files} files, {output.size(result.bytes_restored)}")

@@ -1,0 +1,127 @@
+"""Who may be in a repository at the same time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from datetime import timedelta
+
+import pytest
+
+from diskprep import clock
+from diskprep.errors import DataDamaged, Locked
+from diskprep.repository import lock as locks
+from diskprep.repository.repository import Repository, open_repository
+from diskprep.secrets import Secret
+from diskprep.store.directory import DirectoryStore
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "SETTLE_S", 0.01)
+
+
+@pytest.fixture
+def directory(repository: Repository) -> locks.LockDirectory:
+    return locks.LockDirectory(repository.store, repository.key)
+
+
+def test_backups_share_a_repository_and_nobody_shares_an_exclusive_lock(repository: Repository) -> None:
+    with repository.lock(), repository.lock():
+        with pytest.raises(Locked), repository.lock(exclusive=True):
+            pass
+    with repository.lock(exclusive=True):
+        for exclusive in (False, True):
+            with pytest.raises(Locked), repository.lock(exclusive=exclusive):
+                pass
+    assert list(repository.store.list("locks/")) == []
+
+
+def test_a_lock_is_gone_after_an_error_inside(repository: Repository) -> None:
+    with pytest.raises(RuntimeError), repository.lock(exclusive=True):
+        raise RuntimeError
+    assert list(repository.store.list("locks/")) == []
+
+
+def test_a_conflict_that_appears_while_the_lock_settles_makes_it_give_way(
+    repository: Repository, directory: locks.LockDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        clock, "sleep", lambda _: directory.write(exclusive=True, hostname="elsewhere", time=clock.now())
+    )
+    with pytest.raises(Locked), repository.lock():
+        pass
+    assert [record.hostname for record in directory.records()] == ["elsewhere"]
+
+
+def test_a_refresh_leaves_one_fresh_lock(
+    repository: Repository, directory: locks.LockDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "REFRESH_S", 0.05)
+    with repository.lock() as lock:
+        first = lock.name
+        for _ in range(100):
+            clock.sleep(0.05)
+            if lock.name != first:
+                break
+        assert lock.name != first
+        lock.require_fresh()
+        monkeypatch.setattr(locks, "GIVE_UP_S", -1.0)
+        with pytest.raises(Locked):
+            lock.require_fresh()
+    assert directory.records() == []
+
+
+def test_locks_of_the_dead_and_the_long_silent_count_for_nothing(
+    repository: Repository, directory: locks.LockDirectory
+) -> None:
+    child = multiprocessing.get_context("fork").Process(
+        target=lambda: directory.write(exclusive=True, hostname=socket.gethostname(), time=clock.now())
+    )
+    child.start()
+    child.join()
+    directory.write(exclusive=True, hostname="elsewhere", time=clock.now() - timedelta(minutes=31))
+    with repository.lock(exclusive=True):
+        pass
+    assert len(directory.records()) == 2
+    directory.write(exclusive=True, hostname="elsewhere", time=clock.now() - timedelta(minutes=29))
+    with pytest.raises(Locked, match="elsewhere"), repository.lock():
+        pass
+    repository.remove_stale_locks()
+    assert len(directory.records()) == 1
+
+
+def test_a_hold_keeps_destroyers_out_and_lets_backups_in(store: DirectoryStore, repository: Repository) -> None:
+    hold = repository.hold("job-1")
+    again = open_repository(store, Secret("correct horse battery staple"))
+    with again.lock():
+        pass
+    with pytest.raises(Locked, match="transit"), again.lock(exclusive=True):
+        pass
+    (found,) = again.find_holds()
+    assert (found.name, found.label) == (hold.name, "job-1")
+    again.remove_stale_locks()
+    found.refresh()
+    assert found.name != hold.name
+    assert [one.name for one in repository.find_holds()] == [found.name]
+    found.release()
+    with again.lock(exclusive=True):
+        pass
+    with pytest.raises(Locked), repository.lock(exclusive=True):
+        repository.hold("job-2")
+
+
+def test_a_hold_ends_half_an_hour_after_its_time(repository: Repository) -> None:
+    repository.hold("over", lifetime_s=-1900)
+    with repository.lock(exclusive=True):
+        pass
+
+
+def test_a_lock_that_cannot_be_read_forbids_everything_an_empty_one_nothing(repository: Repository) -> None:
+    repository.store.write("locks/" + "0" * 64, [])
+    with repository.lock():
+        pass
+    repository.store.write("locks/" + "1" * 64, [os.urandom(100)])
+    with pytest.raises(DataDamaged), repository.lock():
+        pass
