@@ -23,6 +23,7 @@ PROVIDER = "Microsoft.ImportExport"
 API_VERSIONS = ("2016-11-01", "2020-08-01", "2021-01-01")
 _PROVIDER_API_VERSION = re.compile(r"20[0-9]{2}-[0-9]{2}-[0-9]{2}")
 _PAGE_LIMIT = 100
+_QUERY_LIMIT = 20
 _OPERATIONS = (
     "locations/read",
     "jobs/read",
@@ -123,9 +124,13 @@ class Arm:
         return answer
 
     def _dispatch(self, request: Request) -> Answer:
-        target = urlsplit(request.target)
+        try:
+            target = urlsplit(request.target)
+            fields = parse_qs(target.query, max_num_fields=_QUERY_LIMIT)
+        except ValueError:
+            raise Refusal("InvalidRequestContent", "the request's target is malformed") from None
         path = unquote(target.path, errors="replace").rstrip("/")
-        query = {name.lower(): values[-1] for name, values in parse_qs(target.query, max_num_fields=20).items()}
+        query = {name.lower(): values[-1] for name, values in fields.items()}
         known_path = False
         for method, pattern, call in self._routes:
             if match := pattern.fullmatch(path):

@@ -21,6 +21,7 @@ HOST = "127.0.0.1"
 BODY_LIMIT_BYTES = 1 << 20
 _DEPTH_LIMIT = 32
 _SILENCE_LIMIT_S = 15
+_POLL_S = 0.05  # how soon `stop` is noticed
 
 
 class Endpoint:
@@ -32,7 +33,9 @@ class Endpoint:
         except OSError as error:
             raise durable.storage_error(error, f"listen on {HOST}:{port}") from error
         self._server.arm, self._server.token = arm, token
-        self._thread = threading.Thread(target=self._server.serve_forever, name="stand-in", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(_POLL_S,), name="stand-in", daemon=True
+        )
 
     @property
     def port(self) -> int:
