@@ -82,6 +82,7 @@ def make_tree(root: Path, *, megabytes: int = 8, seed: int = 7) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"random-{number}.bin").write_bytes(rng.randbytes(700_000))
         (folder / f"text-{number}.txt").write_bytes(b"%d lines of text\n" % number * 18_000)
+    (root / "folder 1").mkdir(exist_ok=True)
     for number in range(300):
         (root / "folder 1" / f"small-{number}").write_bytes(rng.randbytes(rng.randrange(600)))
     (root / "empty").write_bytes(b"")

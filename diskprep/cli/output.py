@@ -145,7 +145,8 @@ def print_error(error: DiskprepError) -> None:
 
 
 def next_step(command: str) -> None:
-    """The next sensible command, on stderr."""
+    """The next sensible command, on stderr, after the result on stdout."""
+    sys.stdout.flush()
     print(f"next: {command}", file=sys.stderr)
 
 

@@ -70,10 +70,10 @@ def volume_path(file_path: str) -> str:
 def _manifest(reader: Reader, serial: str, expected_hash: str) -> DriveManifest:
     data = b"".join(reader.stream(MANIFEST_PATH))
     if manifest_hash(data) != expected_hash:
-        raise ReadBackFailed(f"disk {serial}: the manifest read back is not the one written")
+        raise DataDamaged("the manifest read back is not the one written")
     manifest = parse_manifest(data)
     if manifest.drive_id != serial:
-        raise ReadBackFailed(f"disk {serial} carries the manifest of disk {manifest.drive_id}")
+        raise DataDamaged(f"it carries the manifest of disk {manifest.drive_id}")
     return manifest
 
 
@@ -82,7 +82,7 @@ def _nothing_else(reader: Reader, manifest: DriveManifest) -> None:
     wanted = {volume_path(blob.file_path) for blob in manifest.blobs} | {MANIFEST_PATH}
     if found != wanted:
         odd = min(found ^ wanted)
-        raise ReadBackFailed(f"{len(found ^ wanted)} files are missing from or extra on the disk, {odd} among them")
+        raise DataDamaged(f"{len(found ^ wanted)} files are missing from or extra on the disk, {odd} among them")
 
 
 def _check_file(reader: Reader, blob: ManifestBlob) -> None:
@@ -90,8 +90,8 @@ def _check_file(reader: Reader, blob: ManifestBlob) -> None:
     whole = hashlib.sha256()
     for block, data in zip(blob.blocks, reader.stream(path), strict=True):
         if len(data) != block.length or hashlib.md5(data, usedforsecurity=False).hexdigest().upper() != block.md5:
-            raise ReadBackFailed(f"{path} differs at byte {block.offset}")
+            raise DataDamaged(f"{path} differs at byte {block.offset}")
         whole.update(data)
     name = path.rpartition("/")[2]
     if whole.hexdigest() != name:
-        raise ReadBackFailed(f"{path} does not hash to its name")
+        raise DataDamaged(f"{path} does not hash to its name")

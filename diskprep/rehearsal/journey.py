@@ -73,7 +73,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Expected:
-    """A recovery point, and what the source was when it was taken; `ignore` are paths that moved meanwhile."""
+    """A recovery point, and what the source was when it was taken; `ignore`: paths that moved or cannot be read."""
 
     name: str
     snapshot: str
@@ -200,13 +200,14 @@ def _stage(trip: _Trip, size_bytes: int) -> None:
         meter.bytes = result.bytes_processed
     truth = compare.fingerprint(trip.source)
     moved = compare.changed(before, truth)
-    trip.summary.left_out = sorted(compare.display(path) for path in moved)
-    for name in trip.summary.left_out[:10]:
-        trip.say("stage", f"not compared, because it changed while it was backed up: {name}")
-    for name, reason in result.unreadable[:10]:
-        trip.say("stage", f"not stored, because it could not be read: {name}: {reason}")
+    unread = frozenset(truth.unreadable)
+    trip.summary.left_out = sorted(compare.display(path) for path in moved | unread)
+    for path in sorted(moved)[:10]:
+        trip.say("stage", f"not compared, because it changed while it was backed up: {compare.display(path)}")
+    for path in sorted(unread - moved)[:10]:
+        trip.say("stage", f"not compared, because it cannot be read: {compare.display(path)}")
     trip.expected.append(
-        _Expected(name="first", snapshot=result.snapshot, truth=truth, ignore=moved, stored=result.bytes_stored)
+        _Expected(name="first", snapshot=result.snapshot, truth=truth, ignore=moved | unread, stored=result.bytes_stored)
     )
     trip.say(
         "stage", f"snapshot {result.snapshot[:8]}: {result.files} files, {result.bytes_stored / 1e6:.1f} MB stored"
@@ -218,6 +219,7 @@ def _prepare(trip: _Trip, seed: Seed, seal: Seal) -> list[prepare.PreparedDisk]:
     durable.make_directory(folder)
     plan = _plan(trip.options, seal)
     disk_plan.save_plan(trip.staging.plan_file, plan)
+    trip.account.container(CONTAINER)  # a signature opens a container, it cannot make one
     sas = trip.account.container_sas(CONTAINER, clock.now() + timedelta(days=1))
     prepared = []
     with trip.summary.stage("disks") as meter:
