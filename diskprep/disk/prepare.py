@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def prepare_disk(order: Order, emit: Emit) -> PreparedDisk:
 
     Raises DiskRefused, DiskFailed, ReadBackFailed, StorageFull, DataDamaged (the staging), JournalDamaged or Locked.
     """
-    with _open_journal(order) as log:
+    with _journal(order, emit) as log:
         if done := _sealed_before(order, log):
             emit(Note(stage="disk", item=order.share.serial, text=f"disk {order.share.serial} is sealed already"))
             return done
@@ -132,6 +133,28 @@ def prepare_disk(order: Order, emit: Emit) -> PreparedDisk:
 def share_digest(share: DiskPlan) -> str:
     """SHA-256 in hex of the names of the packs of a share, in order."""
     return hashlib.sha256("\n".join(pack.name for pack in share.packs).encode()).hexdigest()
+
+
+@contextmanager
+def _journal(order: Order, emit: Emit) -> Iterator[journal.Journal]:
+    """The disk's journal while it is worked on; what is odd about it or its mirror is told."""
+    log = _open_journal(order)
+
+    def tell(text: str) -> None:
+        emit(Note(stage="disk", item=order.share.serial, text=text))
+
+    if log.broken is not None:
+        tell(f"the journal ended in a torn record, which was cut; the file as it was is {log.broken}")
+    try:
+        yield log
+    finally:
+        try:
+            log.close()
+        except OSError as error:
+            raise durable.storage_error(error, f"close the journal {order.journal_path}") from error
+        finally:
+            if log.mirror_error:
+                tell(f"the journal's mirror in the staging is behind: {log.mirror_error}")
 
 
 def _open_journal(order: Order) -> journal.Journal:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from diskprep.disk.plan import BLOCK_BYTES
 from diskprep.errors import DataDamaged, NotFound, ReadBackFailed, WrongPassphrase
 from diskprep.exchange.manifest import DriveManifest, ManifestBlob, manifest_hash, parse_manifest
 from diskprep.secrets import Secret
@@ -37,7 +38,7 @@ def read_back(
     on_bytes: Callable[[int], None] = lambda _count: None,
 ) -> ReadBack:
     """Unlock, read NTFS, check the manifest by its hash, then every block of every file by its MD5 and every pack by
-    the SHA-256 that is its name; and that nothing else is on the volume.
+    the SHA-256 that is its name; and that nothing else is on the volume. `on_bytes` is called from several threads.
 
     The device's cache is dropped first, so the bytes come from the medium. Raises ReadBackFailed or DiskFailed.
     """
@@ -47,16 +48,16 @@ def read_back(
         with Reader(volume) as reader:
             manifest = _manifest(reader, serial, expected_manifest_hash)
             _nothing_else(reader, manifest)
-            lock = threading.Lock()
+        mine = threading.local()  # a Reader is for one thread
 
-            def check(blob: ManifestBlob) -> int:
-                _check_file(reader, blob)
-                with lock:
-                    on_bytes(blob.length_bytes)
-                return blob.length_bytes
+        def check(blob: ManifestBlob) -> int:
+            if not hasattr(mine, "reader"):
+                mine.reader = Reader(volume)
+            _check_file(mine.reader, blob, on_bytes)
+            return blob.length_bytes
 
-            with ThreadPoolExecutor(_THREADS) as pool:
-                size = sum(pool.map(check, manifest.blobs))
+        with ThreadPoolExecutor(_THREADS) as pool:
+            size = sum(pool.map(check, manifest.blobs))
     except (DataDamaged, NotFound, WrongPassphrase) as error:
         raise ReadBackFailed(f"disk {serial}: {error.message}", hint="prepare this disk again") from error
     return ReadBack(serial=serial, files=len(manifest.blobs), size_bytes=size)
@@ -85,13 +86,19 @@ def _nothing_else(reader: Reader, manifest: DriveManifest) -> None:
         raise DataDamaged(f"{len(found ^ wanted)} files are missing from or extra on the disk, {odd} among them")
 
 
-def _check_file(reader: Reader, blob: ManifestBlob) -> None:
+def _check_file(reader: Reader, blob: ManifestBlob, on_bytes: Callable[[int], None]) -> None:
     path = volume_path(blob.file_path)
-    whole = hashlib.sha256()
-    for block, data in zip(blob.blocks, reader.stream(path), strict=True):
-        if len(data) != block.length or hashlib.md5(data, usedforsecurity=False).hexdigest().upper() != block.md5:
-            raise DataDamaged(f"{path} differs at byte {block.offset}")
+    whole, offset = hashlib.sha256(), 0
+    for number, data in enumerate(reader.stream(path, BLOCK_BYTES)):
+        block = blob.blocks[number] if number < len(blob.blocks) else None
+        digest = hashlib.md5(data, usedforsecurity=False).hexdigest().upper()
+        if block is None or (block.offset, block.length, block.md5) != (offset, len(data), digest):
+            raise DataDamaged(f"{path} differs at byte {offset}")
         whole.update(data)
+        offset += len(data)
+        on_bytes(len(data))
+    if offset != blob.length_bytes:
+        raise DataDamaged(f"{path} has {offset} bytes, not {blob.length_bytes}")
     name = path.rpartition("/")[2]
     if whole.hexdigest() != name:
         raise DataDamaged(f"{path} does not hash to its name")
