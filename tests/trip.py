@@ -30,12 +30,13 @@ _KINDS = {"keys": FileKind.KEY, "index": FileKind.INDEX, "snapshots": FileKind.S
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seeded:
-    """What `stage` leaves behind, here made by restic."""
+    """What `stage` leaves behind, here made by restic; `opened` is its repository."""
 
     source: Path
     staging: Staging
     seal: Seal
     password_file: Path
+    opened: Repository
 
 
 def seeded(folder: Path, *, megabytes: int = 32) -> Seeded:
@@ -46,7 +47,8 @@ def seeded(folder: Path, *, megabytes: int = 32) -> Seeded:
     password_file.write_text(PASSPHRASE)
     restic(staging.repository, password_file, "init")
     restic(staging.repository, password_file, "backup", "--pack-size", "4", source)
-    return Seeded(source=source, staging=staging, seal=make_seal(staging.repository), password_file=password_file)
+    opened = open_repository(DirectoryStore(staging.repository), Secret(PASSPHRASE))
+    return Seeded(source=source, staging=staging, seal=make_seal(opened), password_file=password_file, opened=opened)
 
 
 def restic(
@@ -62,9 +64,8 @@ def restic(
     return run(need("restic"), *options, *arguments, env=cache | (env or {}), ok=ok)
 
 
-def make_seal(path: Path) -> Seal:
+def make_seal(repository: Repository) -> Seal:
     """The seal of a finished repository, packs told apart by what its index says."""
-    repository = open_repository(DirectoryStore(path), Secret(PASSPHRASE))
     files = []
     for stored in sorted(repository.store.list(), key=lambda stored: stored.name):
         folder, _, name = stored.name.rpartition("/")
@@ -92,6 +93,7 @@ class Trip:
     staging: Staging
     seal: Seal
     password_file: Path
+    opened: Repository
     container: BlobStore
     vault: BlobStore
     events: list[Event] = field(default_factory=list)
@@ -114,7 +116,8 @@ class Trip:
             self.container.write(file.name, [DirectoryStore(self.staging.repository).read(file.name)])
 
     def open(self) -> Repository:
-        return open_repository(self.vault, Secret(PASSPHRASE))
+        """The vault's repository; the key is the staging's, so that scrypt need not run in every test."""
+        return Repository(self.vault, self.opened.key, self.opened.id, self.opened.polynomial)
 
     def ingest(self, repository: Repository | None = None) -> Certificate:
         return ingest(
@@ -139,6 +142,7 @@ def new_trip(start: Seeded, folder: Path, container: BlobStore, vault: BlobStore
         staging=staging,
         seal=start.seal,
         password_file=start.password_file,
+        opened=start.opened,
         container=container,
         vault=vault,
     )

@@ -45,7 +45,9 @@ def check(repository: Repository, *, read_data: bool = False, emit: Emit = silen
     read_bytes = 0
     if read_data:
         total = sum(entry.size_bytes for entry in repository.index.packs.values())
-        for size_bytes, problem in in_threads(lambda e: _verify(repository, e), repository.index.packs.values()):
+        for size_bytes, problem in in_threads(
+            repository.store, lambda e: _verify(repository, e), repository.index.packs.values()
+        ):
             read_bytes += size_bytes
             problems += [problem] if problem else []
             emit(Progress(stage=_STAGE, done_bytes=read_bytes, total_bytes=total))
@@ -104,7 +106,7 @@ class TreeWalk:
             locations, unknown = locate(self._repository, BlobKind.TREE, level)
             self.problems += [f"no index names the directory {tree.hex()}" for tree in unknown]
             below: list[bytes] = []
-            for found in in_threads(self._look, ranges(locations)):
+            for found in in_threads(self._repository.store, self._look, ranges(locations)):
                 below += found.subtrees
                 self.files += found.files
                 self.problems += found.problems

@@ -101,7 +101,7 @@ def _bring_packs(bring: _Bring, seal: Seal, placement: Mapping[str, str], emit: 
     total = sum(file.size_bytes for file in seal.data_packs)
     done = 0
     faults: list[_Outcome] = []
-    for outcome in in_threads(bring, seal.data_packs):
+    for outcome in in_threads(bring.vault, bring, seal.data_packs):
         done += outcome.file.size_bytes
         emit(Progress(stage=_STAGE, done_bytes=done, total_bytes=total))
         if outcome.fault is not None:
@@ -193,7 +193,7 @@ def _verify_online_files(vault: BlobStore, repository: Repository, seal: Seal) -
             return error.message
         return ""
 
-    wrong = [reason for reason in in_threads(verify, seal.online_files) if reason]
+    wrong = [reason for reason in in_threads(vault, verify, seal.online_files) if reason]
     if wrong:
         raise IngestIncomplete(
             f"{len(wrong)} files that went online are not whole in the vault: {wrong[0]}{_more(len(wrong) - 1)}",

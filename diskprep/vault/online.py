@@ -34,7 +34,7 @@ def publish(staging: Staging, seal: Seal, vault: Store, emit: Emit) -> int:
     total = sum(file.size_bytes for file in seal.online_files)
     done = sent = 0
     for kind in _ORDER:  # one kind is complete before the next begins
-        for file, new in in_threads(lambda f: _send(local, f, vault, there.get(f.name)), seal.of_kind(kind)):
+        for file, new in in_threads(vault, lambda f: _send(local, f, vault, there.get(f.name)), seal.of_kind(kind)):
             done += file.size_bytes
             sent += file.size_bytes if new else 0
             emit(Progress(stage=_STAGE, done_bytes=done, total_bytes=total))

@@ -15,18 +15,22 @@ from typing import TypeVar
 from diskprep.errors import DataDamaged, DiskprepError, NotFound
 from diskprep.repository.pack import BlobKind, BlobLocation, object_name, open_blob
 from diskprep.repository.repository import Repository
+from diskprep.store import Store
+from diskprep.store.directory import DirectoryStore
 
 RANGE_BYTES = 8 << 20
 _GAP_BYTES = 128 << 10  # reading so much for nothing costs less than another request
-THREADS = max(4, os.cpu_count() or 1)
+_REQUESTS = 6  # a network wants more requests under way than there are cores
 
 T = TypeVar("T")
 R = TypeVar("R")
 Range = list[BlobLocation]
 
 
-def in_threads(work: Callable[[T], R], items: Iterable[T], threads: int = THREADS) -> Iterator[R]:
-    """`work` of each item, in their order, with a bounded number under way. The first error ends it."""
+def in_threads(store: Store, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`work` of each item, in their order, as many at a time as suit `store`. The first error ends it."""
+    cores = os.cpu_count() or 1
+    threads = cores if isinstance(store, DirectoryStore) else max(_REQUESTS, cores)
     waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:

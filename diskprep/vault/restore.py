@@ -138,7 +138,7 @@ class _Restore:
                 else:
                     self._lose_directories(directories, "no index names its listing")
             below: dict[bytes, list[_Directory]] = {}
-            for listings in in_threads(self._listings, ranges(locations)):
+            for listings in in_threads(self._repository.store, self._listings, ranges(locations)):
                 for tree, nodes in listings:
                     if isinstance(nodes, DiskprepError):
                         self._lose_directories(level[tree], nodes.message)
@@ -223,7 +223,7 @@ class _Restore:
                     written += self._write_blob(file, plaintext, offset)
             return written
 
-        for written in in_threads(write, ranges(needs)):
+        for written in in_threads(self._repository.store, write, ranges(needs)):
             self._done_bytes += written
             self._emit(Progress(stage=_STAGE, done_bytes=self._done_bytes, total_bytes=total))
         for file in self._files:

@@ -19,7 +19,9 @@ from trip import JOB, PASSPHRASE, SERIALS, Seeded, Trip, below, flip_middle, new
 from diskprep.compare import differences, fingerprint
 from diskprep.errors import DataDamaged, IngestIncomplete, JobConflict, NotFound
 from diskprep.events import Note, silent
+from diskprep.repository.repository import open_repository
 from diskprep.seal import FileKind, save_seal
+from diskprep.secrets import Secret
 from diskprep.store import StoredObject
 from diskprep.store.directory import DirectoryStore
 from diskprep.vault import certificate
@@ -58,7 +60,7 @@ def test_the_whole_way_through_a_blob_service(azurite: Any, restic_seeded: Seede
     trip.publish()
     trip.deliver()
     trip.ingest()
-    repository = trip.open()
+    repository = open_repository(trip.vault, Secret(PASSPHRASE))
     assert check(repository, read_data=True).problems == ()
     restore(repository, "latest", tmp_path / "restored", emit=silent)
     assert differences(fingerprint(trip.source), fingerprint(below(tmp_path / "restored", trip.source))) == []
