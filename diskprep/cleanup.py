@@ -16,7 +16,7 @@ from pathlib import Path
 
 from diskprep.errors import CleanupRefused, DiskprepError
 from diskprep.events import Emit, Note, Progress, silent
-from diskprep.seal import Seal, SealedFile
+from diskprep.seal import FileKind, Seal, SealedFile
 from diskprep.seed import Staging
 from diskprep.store import Store, StoredObject
 from diskprep.store.directory import DirectoryStore
@@ -78,6 +78,9 @@ _ALWAYS_KEPT = (
     Kept(what="the certificate", reason="the proof that the vault is whole"),
 )
 
+#: What of the staging's repository the recovery passwords in escrow cannot be shown without.
+_OPENERS = (FileKind.CONFIG, FileKind.KEY)
+
 
 def plan(
     staging: Staging, seal: Seal, certificate: Certificate | None, *, container: Store, vault: Store
@@ -112,7 +115,10 @@ def plan_from_listings(
     kept = list(_ALWAYS_KEPT)
     for place, listing in ((Place.STAGING, staging), (Place.CONTAINER, container)):
         for stored in sorted(listing, key=lambda stored: stored.name):
-            reason = _reason_to_keep(covered.get(stored.name), stored.size_bytes)
+            file = covered.get(stored.name)
+            reason = _reason_to_keep(file, stored.size_bytes)
+            if file is not None and place is Place.STAGING and file.kind in _OPENERS:
+                reason = reason or "opens escrow/ for who has the passphrase"
             if reason:
                 kept.append(Kept(what=f"{place}: {stored.name}", reason=reason))
             else:

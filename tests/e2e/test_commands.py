@@ -198,7 +198,8 @@ def test_17_cleanup_removes_what_the_certificate_covers_and_keeps_the_keys(desk:
     assert "removed: " in diskprep("cleanup", "run", *arguments)[0]
     assert not [p for p in (desk.staging / "repository/data").rglob("*") if p.is_file()]
     assert not [p for p in (desk.container / "data").rglob("*") if p.is_file()]
-    assert (desk.staging / "escrow/WD-A1.json").exists()
+    assert len(diskprep("disk", "key", "WD-A1", "--staging", desk.staging, *desk.secret)[0].split("-")) == 8
+    assert "all as written" in diskprep("disk", "verify", desk.disks[0], "--staging", desk.staging, *desk.secret)[0]
     diskprep("vault", "check", "--vault", desk.vault, "--read-data", *desk.secret)
 
 
