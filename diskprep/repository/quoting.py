@@ -17,7 +17,8 @@ _JSON_ESCAPES = str.maketrans(
     | {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"}
     | {0xDC80 + offset: "\\ufffd" for offset in range(0x80)}  # bytes that are not UTF-8, as surrogateescape has them
 )
-_ESCAPE = re.compile(r'\\(?:([abfnrtv"\\])|x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|([0-7]{3}))', re.IGNORECASE)
+_HEX = "[0-9a-fA-F]"
+_ESCAPE = re.compile(rf'\\(?:([abfnrtv"\\])|x({_HEX}{{2}})|u({_HEX}{{4}})|U({_HEX}{{8}})|([0-7]{{3}}))')
 _ESCAPED = {"a": 7, "b": 8, "t": 9, "n": 10, "v": 11, "f": 12, "r": 13, '"': 34, "\\": 92}
 _TIME = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?(?:Z|([+-])(\d\d):(\d\d))", re.IGNORECASE
@@ -59,7 +60,7 @@ def unquote_name(text: str) -> bytes:
             raise ValueError("a name with an unknown escape")
         short, byte, unicode_4, unicode_8, octal = match.groups()
         if short is not None:
-            parts.append(bytes((_ESCAPED[short.lower() if short.isalpha() else short],)))
+            parts.append(bytes((_ESCAPED[short],)))
         elif byte is not None:
             parts.append(bytes((int(byte, 16),)))
         elif octal is not None:

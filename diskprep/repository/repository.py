@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from diskprep.durable import Buffer
-from diskprep.errors import DataDamaged, FormatTooNew, NotFound, UsageError, WrongPassphrase
+from diskprep.errors import DataDamaged, FormatTooNew, NotBuilt, NotFound, UsageError, WrongPassphrase
 from diskprep.repository import chunker, codec, keys, pack
 from diskprep.repository import lock as locks
 from diskprep.repository.crypto import DataKey
@@ -171,7 +171,8 @@ def create(store: Store, passphrase: Secret[str], *, cost: keys.ScryptCost = key
 
 
 def open_repository(store: Store, passphrase: Secret[str]) -> Repository:
-    """Open the repository in a store. Raises NotFound, WrongPassphrase, FormatTooNew or DataDamaged."""
+    """Open the repository in a store. Raises NotFound, WrongPassphrase, FormatTooNew, NotBuilt or
+    DataDamaged."""
     if store.stat("config") is None:
         raise NotFound(f"there is no repository in {store.location}: it has no config")
     sealed = store.read("config")
@@ -184,8 +185,13 @@ def open_repository(store: Store, passphrase: Secret[str]) -> Repository:
             raise ValueError("an impossible value")
     except (DataDamaged, ValueError, KeyError, TypeError):
         raise DataDamaged(f"the config of the repository in {store.location} is damaged") from None
-    if version not in (1, FORMAT_VERSION):
-        raise FormatTooNew(f"the repository in {store.location} has format {version}; this diskprep knows 1 and 2")
+    if version == 1:
+        raise NotBuilt(
+            f"the repository in {store.location} has format 1, which has no compression",
+            hint="upgrade it first: restic migrate upgrade_repo_v2",
+        )
+    if version != FORMAT_VERSION:
+        raise FormatTooNew(f"the repository in {store.location} has format {version}; this diskprep knows 2")
     return Repository(store, key, repository_id, polynomial)
 
 

@@ -1,0 +1,1 @@
+"""Staging: from sources to a sealed directory that a copy computer can carry on with; and incremental backups."""

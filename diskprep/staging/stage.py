@@ -4,7 +4,8 @@ The same command again goes on after any interruption, and does nothing once the
 
 Write order: key and config of the repository; escrow key; seed.json; packs, index files, snapshot; seal.json. So a
 staging without seed.json has promised nothing and is begun anew; one without a snapshot is backed up again, which finds
-what is already stored; one with a snapshot lacks its seal only. One process at a time (flock on `stage.lock`).
+what is already stored; one with a snapshot is backed up again on that base, which reads changed files only and tells
+once more what cannot be read. One process at a time (flock on `stage.lock`).
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ _PACK_KINDS = {BlobKind.DATA: FileKind.DATA, BlobKind.TREE: FileKind.TREE}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageResult(BackupResult):
-    """What staging did. `already_sealed`: nothing was left to do. When the snapshot was there before, the counts of
-    files are zero and `bytes_stored` is what the repository holds."""
+    """What staging did. `already_sealed`: nothing was left to do; then the counts are zero and `bytes_stored` is what
+    the repository holds."""
 
     seal: Seal
     already_sealed: bool
@@ -73,7 +74,8 @@ def stage(
     Raises JobConflict when the staging belongs to another trip, Locked when somebody else is at it, StorageFull,
     WrongPassphrase, and what `backup` raises.
     """
-    check_sources(sources)
+    if not staging.seal_file.exists():
+        check_sources(sources)
     wanted = Seed(
         job_name=job_name,
         storage_account=storage_account,
@@ -94,13 +96,9 @@ def stage(
         if staging.seal_file.exists():
             seal = load_seal(staging.seal_file)
             emit(Note(stage=_STAGE, text=f"{staging.root} is already sealed; nothing to do"))
-            return _result_of(seal, already_sealed=True)
+            return _result_of(seal)
         repository = _begin(staging, wanted, passphrase, cost)
         _tidy(staging, repository, emit)
-        snapshots = repository.snapshots()
-        if snapshots:
-            seal = _seal(staging, repository, snapshots[0].id)
-            return _result_of(seal, already_sealed=False)
         options = options or BackupOptions()
         result = _back_up(staging, repository, sources, options=options, hostname=hostname, emit=emit)
         seal = _seal(staging, repository, result.snapshot)
@@ -210,7 +208,11 @@ def _tidy(staging: Staging, repository: Repository, emit: Emit) -> None:
     if not orphans:
         return
     with ThreadPoolExecutor(max_workers=2) as threads:
-        entries = [entry for entry in threads.map(lambda item: _adopt(repository, item), orphans) if entry]
+        try:
+            entries = [entry for entry in threads.map(lambda item: _adopt(repository, item), orphans) if entry]
+        except BaseException:
+            threads.shutdown(cancel_futures=True)
+            raise
     repository.save_index(entries)
     emit(Note(stage=_STAGE, text=f"{len(entries)} packs of an earlier run are taken in"))
 
@@ -247,7 +249,16 @@ def _back_up(
             f"{staging.root} has {free_bytes} bytes free for a source of {total.size_bytes} bytes",
             hint="name a staging on a larger file system",
         )
-    return backup(repository, sources, hostname=hostname, options=options, emit=emit, total_bytes=total.size_bytes)
+    earlier = repository.snapshots()
+    return backup(
+        repository,
+        sources,
+        hostname=hostname,
+        base=earlier[-1] if earlier else None,
+        options=options,
+        emit=emit,
+        total_bytes=total.size_bytes,
+    )
 
 
 def _seal(staging: Staging, repository: Repository, snapshot: str) -> Seal:
@@ -291,7 +302,7 @@ def _sealed_file(repository: Repository, packs: Mapping[str, PackEntry], item: S
     return SealedFile(name=item.name, kind=kind, size_bytes=item.size_bytes, sha256=digest)
 
 
-def _result_of(seal: Seal, *, already_sealed: bool) -> StageResult:
+def _result_of(seal: Seal) -> StageResult:
     packs = seal.of_kind(FileKind.DATA, FileKind.TREE)
     return StageResult(
         snapshot=seal.snapshot,
@@ -306,7 +317,7 @@ def _result_of(seal: Seal, *, already_sealed: bool) -> StageResult:
         changed=(),
         skipped_sockets=0,
         seal=seal,
-        already_sealed=already_sealed,
+        already_sealed=True,
     )
 
 

@@ -76,9 +76,9 @@ def backup(
     """Write a snapshot of `sources`, under the repository's lock.
 
     With `base`, files it has with the same size, times and inode are not read. Entries that cannot be read are listed
-    in the result, the rest is complete. `total_bytes` is for progress; measured here when it is None and somebody listens.
-    Raises Locked, StorageFull, StorageUnavailable, DataDamaged, NotFound, UsageError; KeyboardInterrupt and Interrupted
-    are passed on after what was finished has become durable.
+    in the result, the rest is complete. `total_bytes` is for progress; measured here when it is None and somebody
+    listens. Raises Locked, StorageFull, StorageUnavailable, DataDamaged, NotFound, UsageError; KeyboardInterrupt and
+    Interrupted are passed on after what was finished has become durable.
     """
     options = options or BackupOptions()
     check_sources(sources)
@@ -86,6 +86,7 @@ def backup(
         total_bytes = measure(sources, options.exclude).size_bytes
     with repository.lock() as lock:
         started = clock.now()
+        repository.reload_index()  # what was known before the lock may have been pruned since
         session = BlobSession(repository, options.pack_size_bytes, lock.require_fresh)
         counts, tree = _store(repository, session, sources, base=base, options=options, emit=emit, total=total_bytes)
         snapshot = Snapshot(

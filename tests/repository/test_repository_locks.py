@@ -28,9 +28,8 @@ def directory(repository: Repository) -> locks.LockDirectory:
 
 
 def test_backups_share_a_repository_and_nobody_shares_an_exclusive_lock(repository: Repository) -> None:
-    with repository.lock(), repository.lock():
-        with pytest.raises(Locked), repository.lock(exclusive=True):
-            pass
+    with repository.lock(), repository.lock(), pytest.raises(Locked), repository.lock(exclusive=True):
+        pass
     with repository.lock(exclusive=True):
         for exclusive in (False, True):
             with pytest.raises(Locked), repository.lock(exclusive=exclusive):

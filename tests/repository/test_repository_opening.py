@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from diskprep.errors import DataDamaged, FormatTooNew, NotFound, UsageError, WrongPassphrase
+from diskprep.errors import DataDamaged, FormatTooNew, NotBuilt, NotFound, UsageError, WrongPassphrase
 from diskprep.repository import keys
 from diskprep.repository.pack import BlobKind, PackWriter
 from diskprep.repository.repository import Repository, create, open_repository
@@ -60,6 +60,7 @@ def test_no_config_means_no_repository(store: DirectoryStore) -> None:
     ("config", "error"),
     [
         ({"version": 3}, FormatTooNew),
+        ({"version": 1}, NotBuilt),
         ({"version": "two"}, DataDamaged),
         ({"chunker_polynomial": "20000000000001"}, DataDamaged),
         ({"chunker_polynomial": "xyz"}, DataDamaged),

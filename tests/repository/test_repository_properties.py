@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import random
 
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +20,9 @@ from diskprep.repository.pack import BlobKind
 
 KEY = DataKey(encrypt=b"e" * 32, mac_k=b"k" * 16, mac_r=b"r" * 16)
 POLYNOMIAL = 0x3DA3358B4DC173
-NAMES = st.binary(min_size=1, max_size=255).filter(lambda name: name not in (b".", b"..") and not set(b"/\0") & set(name))
+NAMES = st.binary(min_size=1, max_size=255).filter(
+    lambda name: name not in (b".", b"..") and not set(b"/\0") & set(name)
+)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 TIMES = st.integers(-(10**19), 10**20)
 IDS = st.binary(min_size=32, max_size=32)
@@ -63,8 +67,6 @@ def test_a_tree_comes_back_as_it_was_written(listing: list[tree.Node]) -> None:
 
 @given(NAMES)
 def test_every_name_survives_quoting(name: bytes) -> None:
-    import json
-
     assert quoting.unquote_name(json.loads(quoting.quote_name(name))) == name
 
 
@@ -150,14 +152,17 @@ def test_blobs_sealed_under_a_wrong_id_or_length_are_refused() -> None:
     plaintext = b"some text " * 30
     finished, data = _pack([plaintext])
     (blob,) = finished.entry.blobs
-    for changes in ({"id": bytes(32)}, {"uncompressed_length": 299}, {"uncompressed_length": 301}, {"uncompressed_length": 1 << 31}):
+    for changes in (
+        {"id": bytes(32)},
+        {"uncompressed_length": 299},
+        {"uncompressed_length": 301},
+        {"uncompressed_length": 1 << 31},
+    ):
         with pytest.raises(DataDamaged, match="blob"):
             pack.open_blob(data[: blob.length], dataclasses.replace(blob, **changes), KEY)  # type: ignore[arg-type]
 
 
 def test_a_short_frame_cannot_claim_gigabytes() -> None:
-    import zstandard
-
     bomb = zstandard.ZstdCompressor().compress(bytes(64 << 20))
     with pytest.raises(DataDamaged, match="longer"):
         codec.decompress(bomb, 1000)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from diskprep.errors import DataDamaged
-from diskprep.repository import chunker, keys, tree
+from diskprep.repository import chunker, keys, quoting, tree
 from diskprep.repository.crypto import DataKey
 from diskprep.secrets import Secret
 
@@ -30,8 +30,6 @@ def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def _zone(monkeypatch: pytest.MonkeyPatch, name: str) -> Iterator[None]:
-    from diskprep.repository import quoting
-
     monkeypatch.setenv("TZ", name)
     time.tzset()
     quoting._zone_offset_s.cache_clear()
@@ -131,11 +129,9 @@ def test_the_tree_vector() -> None:
 def test_times_are_local_with_the_offset_of_their_instant(
     monkeypatch: pytest.MonkeyPatch, zone: str, time_ns: int, text: str
 ) -> None:
-    from diskprep.repository.quoting import format_time, parse_time
-
     for _ in _zone(monkeypatch, zone):
-        assert format_time(time_ns) == text
-    assert parse_time(text) == time_ns
+        assert quoting.format_time(time_ns) == text
+    assert quoting.parse_time(text) == time_ns
 
 
 @pytest.mark.parametrize(
@@ -152,13 +148,9 @@ def test_times_are_local_with_the_offset_of_their_instant(
     ],
 )
 def test_names_are_quoted_as_go_quotes_them(name: bytes, text: str) -> None:
-    from diskprep.repository.quoting import quote_name
-
-    assert quote_name(name) == text
+    assert quoting.quote_name(name) == text
 
 
 def test_strings_are_quoted_as_gos_json_does() -> None:
-    from diskprep.repository.quoting import json_string
-
-    assert json_string('<a>&"\\\n\x01\x7f\u2028é') == '"\\u003ca\\u003e\\u0026\\"\\\\\\n\\u0001\x7f\\u2028é"'
-    assert json_string(b"\xff\xc3".decode("utf-8", "surrogateescape")) == '"\\ufffd\\ufffd"'
+    assert quoting.json_string('<a>&"\\\n\x01\x7f\u2028é') == '"\\u003ca\\u003e\\u0026\\"\\\\\\n\\u0001\x7f\\u2028é"'
+    assert quoting.json_string(b"\xff\xc3".decode("utf-8", "surrogateescape")) == '"\\ufffd\\ufffd"'
