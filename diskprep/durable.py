@@ -79,6 +79,25 @@ def write_file(path: Path, data: Buffer | Iterable[Buffer], *, mode: int = 0o600
         raise storage_error(error, f"write {path}") from error
 
 
+def move_file(source: Path, target: Path, *, mode: int) -> None:
+    """Make `source`, a finished file of the same file system, durable under the name `target`.
+
+    Raises StorageFull or StorageUnavailable; `target` is then what it was before.
+    """
+    try:
+        descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            with contextlib.suppress(PermissionError):  # shares without modes
+                os.fchmod(descriptor, mode)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        source.replace(target)
+        fsync_directory(target.parent)
+    except OSError as error:
+        raise storage_error(error, f"write {target}") from error
+
+
 def make_directory(path: Path, *, mode: int = 0o700) -> None:
     """Create `path` and its missing parents, durably; an existing directory is left as it is."""
     missing = []

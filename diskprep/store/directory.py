@@ -3,8 +3,9 @@
 Object files are laid out as restic's local backend has them: directories 0700, files 0400, a temporary name in the same
 directory while writing (names that are not 64 hexadecimal digits are ignored by restic).
 
-Write order of `write`: durable.write_file. Of blocks: each block is a file under `.blocks/`, fsynced by the commit that
-concatenates them; a crash leaves block files that the next commit of that name removes.
+Write order of `write`: durable.write_file. Of blocks: those of a name go one after the other into one file under
+`.blocks/`; the commit syncs that file and renames it when they came in order, and else writes them anew. A crash leaves
+a file under `.blocks/` that the next first block of that name overwrites.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ import contextlib
 import hashlib
 import hmac
 import os
-import shutil
+import threading
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from diskprep import clock, durable
 from diskprep.durable import Buffer
-from diskprep.errors import DataDamaged, NotSignedIn
+from diskprep.errors import DataDamaged, NotFound, NotSignedIn
 from diskprep.secrets import Secret
 from diskprep.store import BlobStore, Store, StoredObject, check_name
 
@@ -34,6 +36,8 @@ class DirectoryStore:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._staged: dict[str, _Staged] = {}
+        self._lock = threading.Lock()
 
     @property
     def location(self) -> str:
@@ -103,31 +107,43 @@ class DirectoryStore:
     def stage_block(self, name: str, block_id: str, data: Buffer, md5: bytes) -> None:
         if hashlib.md5(data, usedforsecurity=False).digest() != md5:
             raise DataDamaged(f"a block of {name} does not have the MD5 it was announced with")
-        path = self._block_directory(name) / hashlib.sha256(block_id.encode()).hexdigest()
-        durable.make_directory(path.parent)
         try:
-            path.write_bytes(data)  # not synced: commit_blocks writes the whole and syncs that
+            with self._lock:
+                if name not in self._staged:
+                    self._staged[name] = _Staged(self._aside(name))
+                    durable.make_directory(self._staged[name].path.parent)
+                    self._staged[name].path.unlink(missing_ok=True)  # of a run that crashed
+                staged = self._staged[name]
+                offset, staged.end = staged.end, staged.end + len(data)
+                staged.ranges[block_id] = (offset, len(data))
+            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            descriptor = os.open(staged.path, flags, 0o600)
+            try:
+                os.lseek(descriptor, offset, os.SEEK_SET)
+                durable.write_all(descriptor, (data,))
+            finally:
+                os.close(descriptor)
         except OSError as error:
             raise durable.storage_error(error, f"write a block of {name} in {self._root}") from error
 
     def commit_blocks(self, name: str, block_ids: Sequence[str], *, md5: bytes | None = None) -> None:
-        blocks = self._block_directory(name)
-
-        def parts() -> Iterator[bytes]:
-            whole = hashlib.md5(usedforsecurity=False)
-            for block_id in block_ids:
-                data = (blocks / hashlib.sha256(block_id.encode()).hexdigest()).read_bytes()
-                if md5 is not None:
-                    whole.update(data)
-                yield data
-            if md5 is not None and whole.digest() != md5:
-                raise DataDamaged(f"the blocks of {name} do not make the announced whole")
-
+        with self._lock:
+            staged = self._staged.pop(name, _Staged(self._aside(name)))
         path = self._root / check_name(name)
         durable.make_directory(path.parent)
-        durable.write_file(path, parts(), mode=0o400)
-        with contextlib.suppress(OSError):
-            shutil.rmtree(blocks)
+        try:
+            wanted = [staged.ranges[block_id] for block_id in block_ids]
+            if md5 is not None and _md5_of(staged.parts(wanted)) != md5:
+                raise DataDamaged(f"the blocks of {name} do not make the announced whole")
+            if staged.is_whole(wanted):
+                durable.move_file(staged.path, path, mode=0o400)
+            else:
+                durable.write_file(path, staged.parts(wanted), mode=0o400)
+                staged.path.unlink(missing_ok=True)
+        except KeyError:
+            raise NotFound(f"a block of {name} was never staged") from None
+        except OSError as error:
+            raise durable.storage_error(error, f"write {name} in {self._root}") from error
 
     def copy_from(self, source: Store, name: str) -> bool:
         if not isinstance(source, DirectoryStore):
@@ -149,8 +165,39 @@ class DirectoryStore:
             raise durable.storage_error(error, f"copy {name} from {source.root} to {self._root}") from error
         return True
 
-    def _block_directory(self, name: str) -> Path:
+    def _aside(self, name: str) -> Path:
         return self._root / _BLOCKS / hashlib.sha256(check_name(name).encode()).hexdigest()
+
+
+@dataclass(slots=True)
+class _Staged:
+    """The blocks of one name, one after the other in a file aside: block id -> (offset, length)."""
+
+    path: Path
+    ranges: dict[str, tuple[int, int]] = field(default_factory=dict)
+    end: int = 0
+
+    def is_whole(self, wanted: Sequence[tuple[int, int]]) -> bool:
+        """Whether the file aside is just the wanted ranges, in order, each once."""
+        place = 0
+        for offset, length in wanted:
+            if offset != place:
+                return False
+            place += length
+        return 0 < place == self.end
+
+    def parts(self, wanted: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+        if wanted:
+            with self.path.open("rb", buffering=0) as stream:
+                for offset, length in wanted:
+                    yield os.pread(stream.fileno(), length, offset)
+
+
+def _md5_of(parts: Iterable[bytes]) -> bytes:
+    whole = hashlib.md5(usedforsecurity=False)
+    for part in parts:
+        whole.update(part)
+    return whole.digest()
 
 
 class DirectoryAccount:
