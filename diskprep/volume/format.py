@@ -29,6 +29,7 @@ from diskprep.volume.ntfs.reserve import Reserved, reserve
 MINIMUM_BYTES: Final = 64 * 1024 * 1024
 _MIB = 1024 * 1024
 _CHUNK_BYTES = 4 * _MIB
+_CHECK_BYTES = 1 << 38  # 8 MiB of the map of clusters
 _LABEL_MAX_UNITS = 32
 _PARTITION_NAME = "Basic data partition"
 
@@ -160,8 +161,9 @@ def _check_written(plain: Device) -> None:
         size = reader.geometry.cluster_bytes
         for offset, length in [*plain.data_extents(), (plain.size_bytes, 0)]:
             begin, stop = -(-end // size) * size, offset // size * size
-            if begin < stop and reader.clusters_used(begin, stop - begin)[0]:
-                raise DataDamaged(f"mkntfs uses clusters it did not write, between bytes {begin} and {stop}")
+            for at in range(begin, stop, _CHECK_BYTES):
+                if reader.clusters_used(at, min(_CHECK_BYTES, stop - at))[0]:
+                    raise DataDamaged(f"mkntfs uses clusters it did not write, after byte {at}")
             end = offset + length
 
 

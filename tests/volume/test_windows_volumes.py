@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from conftest import WindowsVolume
+from volume_support import WindowsVolume
 
 from diskprep.errors import DataDamaged
 from diskprep.secrets import Secret

@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,7 +19,7 @@ from diskprep.errors import DataDamaged
 from diskprep.volume.device import BlockDevice
 from diskprep.volume.ntfs import names, selftest
 from diskprep.volume.ntfs.libntfs import Mount
-from diskprep.volume.ntfs.planner import SMALL_BYTES, Extent, Overlay, Tree, plan_data, write_small
+from diskprep.volume.ntfs.planner import SMALL_BYTES, Extent, Overlay, Tree, overlay_on, plan_data, write_small
 from diskprep.volume.ntfs.reader import Reader
 
 SOURCE_BLOCK_BYTES: Final = 4 * 1024 * 1024
@@ -75,7 +74,7 @@ class Filler:
         for file in files:
             names.check(file.path)
         names.check_collisions(self._existing, [file.path for file in files])
-        with _overlay(self._volume) as overlay:
+        with overlay_on(self._volume, self._cluster_bytes) as overlay:
             planned = self._plan(overlay, files, on_bytes)
             _stream(self._volume, planned, on_bytes, threads)
             self._volume.sync()
@@ -93,7 +92,7 @@ class Filler:
             for source in files:
                 with tree.file(source.path) as inode:
                     if source.size_bytes > SMALL_BYTES:
-                        extents = plan_data(mount, overlay, inode, source.size_bytes, self._cluster_bytes)
+                        extents = plan_data(mount, overlay, inode, source.size_bytes)
                         planned.append(_Planned(source=source, extents=extents))
                     else:
                         content = b"".join(bytes(block) for block in _checked_blocks(source))
@@ -106,15 +105,6 @@ class Filler:
         while "/" in path:
             path = path.rpartition("/")[0]
             self._existing[names.fold(path)] = (path, True)
-
-
-@contextmanager
-def _overlay(volume: BlockDevice) -> Iterator[Overlay]:
-    overlay = Overlay(volume)
-    try:
-        yield overlay
-    finally:
-        overlay.mirage.close()
 
 
 def _checked_blocks(source: SourceFile) -> Iterator[Buffer]:

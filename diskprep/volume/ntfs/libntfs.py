@@ -62,6 +62,7 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "ntfs_umount": (c_int, (c_void_p, c_int)),
     "ntfs_pathname_to_inode": (c_void_p, (c_void_p, c_void_p, c_char_p)),
     "ntfs_create": (c_void_p, (c_void_p, c_uint32, c_void_p, ctypes.c_uint8, c_uint32)),
+    "ntfs_delete": (c_int, (c_void_p, c_char_p, c_void_p, c_void_p, c_void_p, ctypes.c_uint8)),
     "ntfs_inode_close": (c_int, (c_void_p,)),
     "ntfs_inode_close_in_dir": (c_int, (c_void_p, c_void_p)),
     "ntfs_attr_open": (c_void_p, (c_void_p, c_uint32, c_void_p, c_uint32)),
@@ -160,6 +161,15 @@ class Mount:
         kind = stat.S_IFDIR if is_directory else stat.S_IFREG
         inode = self._lib.ntfs_create(directory, 0, units, len(units) // 2, kind)
         return self._pointer(inode, f"create {name}")
+
+    def delete(self, directory: str, name: str) -> None:
+        """Delete a file in a directory of the root that is not open."""
+        root = self.root()
+        parent = self.lookup(root, directory)
+        self.close(root)
+        inode, units = self.lookup(parent, name), name.encode("utf-16-le")
+        done = self._lib.ntfs_delete(self._volume, None, inode, parent, units, len(units) // 2)  # closes both
+        self._status(done, f"delete {name}")
 
     def close(self, inode: int, directory: int | None = None) -> None:
         """Close an inode; `directory` is its parent where that is open too."""

@@ -27,6 +27,8 @@ class NameNotAllowed(UsageError):
 
 def fold(path: str) -> str:
     """What two paths have in common when Windows takes them for the same file."""
+    if path.isascii():
+        return path.upper()
     return "".join(upper if len(upper := sign.upper()) == 1 else sign for sign in path)
 
 

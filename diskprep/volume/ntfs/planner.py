@@ -2,7 +2,7 @@
 
 For a larger file the library is given an address inside memory that cannot be read (`_Mirage`). It passes the address
 on to our write callback unchanged, so a write from there says where a piece of the file belongs; everything else it
-writes is metadata, or the content of a small file, and is kept in memory as 4 KiB blocks. Nothing reaches the volume
+writes is metadata, or the content of a small file, and is kept in memory as blocks. Nothing reaches the volume
 until those blocks are written, and dropping them undoes the batch.
 """
 
@@ -22,7 +22,7 @@ from diskprep.errors import DataDamaged, DiskprepError
 from diskprep.volume.device import BlockDevice
 from diskprep.volume.ntfs.libntfs import Mount
 
-BLOCK_BYTES: Final = 4096
+_BLOCK_BYTES = 4096
 SMALL_BYTES: Final = 64 * 1024
 _MIRAGE_BYTES = 1 << 40
 _MAP_NORESERVE = 0x4000
@@ -56,9 +56,14 @@ class _Mirage:
 
 @dataclass(slots=True)
 class Overlay:
-    """The volume with changes on top that are only in memory. A Backend of `libntfs.Mount`."""
+    """The volume with changes on top that are only in memory. A Backend of `libntfs.Mount`.
+
+    Invariant: a block of changes never reaches into a second cluster, so that writing it back cannot undo file data
+    that was written beside it.
+    """
 
     volume: BlockDevice
+    cluster_bytes: int
     blocks: dict[int, bytearray] = field(default_factory=dict)
     mirage: _Mirage = field(default_factory=_Mirage)
     extents: list[Extent] = field(default_factory=list)
@@ -67,16 +72,16 @@ class Overlay:
     def size_bytes(self) -> int:
         return self.volume.size_bytes
 
+    @property
+    def block_bytes(self) -> int:
+        return min(_BLOCK_BYTES, self.cluster_bytes)
+
     def load(self, address: int, length: int, offset: int) -> None:
         view = memoryview((ctypes.c_char * length).from_address(address)).cast("B")
         self.volume.pread_into(view, offset)
-        for number in range(offset // BLOCK_BYTES, -(-(offset + length) // BLOCK_BYTES)):
-            block = self.blocks.get(number)
-            if block is not None:
-                begin, end = max(number * BLOCK_BYTES, offset), min((number + 1) * BLOCK_BYTES, offset + length)
-                view[begin - offset : end - offset] = memoryview(block)[
-                    begin - number * BLOCK_BYTES : end - number * BLOCK_BYTES
-                ]
+        for number, start, at, count in self._pieces(offset, length):
+            if number in self.blocks:
+                view[at : at + count] = self.blocks[number][start : start + count]
 
     def store(self, address: int, length: int, offset: int) -> None:
         file_offset = self.mirage.offset(address)
@@ -84,17 +89,22 @@ class Overlay:
             self.extents.append(Extent(file_offset=file_offset, volume_offset=offset, length=length))
             return
         data = ctypes.string_at(address, length)
-        done = 0
-        while done < length:
-            number, start = divmod(offset + done, BLOCK_BYTES)
-            count = min(BLOCK_BYTES - start, length - done)
-            self._block(number)[start : start + count] = data[done : done + count]
-            done += count
+        for number, start, at, count in self._pieces(offset, length):
+            self._block(number)[start : start + count] = data[at : at + count]
+
+    def _pieces(self, offset: int, length: int) -> Iterator[tuple[int, int, int, int]]:
+        """A range cut at the borders of blocks: block, place in the block, place in the range, length."""
+        size, at = self.block_bytes, 0
+        while at < length:
+            number, start = divmod(offset + at, size)
+            count = min(size - start, length - at)
+            yield number, start, at, count
+            at += count
 
     def _block(self, number: int) -> bytearray:
         if number not in self.blocks:
-            begin = number * BLOCK_BYTES
-            count = min(BLOCK_BYTES, self.volume.size_bytes - begin)
+            begin = number * self.block_bytes
+            count = min(self.block_bytes, self.volume.size_bytes - begin)
             self.blocks[number] = bytearray(self.volume.pread(count, begin))
         return self.blocks[number]
 
@@ -118,11 +128,21 @@ class Overlay:
                 yield start, bytes(data)
                 data.clear()
             if not data:
-                start = number * BLOCK_BYTES
+                start = number * self.block_bytes
             data += self.blocks[number]
             following = number + 1
         if data:
             yield start, bytes(data)
+
+
+@contextlib.contextmanager
+def overlay_on(volume: BlockDevice, cluster_bytes: int) -> Iterator[Overlay]:
+    """An overlay, and the end of its addresses."""
+    overlay = Overlay(volume, cluster_bytes)
+    try:
+        yield overlay
+    finally:
+        overlay.mirage.close()
 
 
 class Tree:
@@ -181,9 +201,9 @@ class Tree:
             self._mount.close(inode, None if not path else self._open[path.rpartition("/")[0]])
 
 
-def plan_data(mount: Mount, overlay: Overlay, inode: int, size_bytes: int, cluster_bytes: int) -> list[Extent]:
+def plan_data(mount: Mount, overlay: Overlay, inode: int, size_bytes: int) -> list[Extent]:
     """Give a new file clusters for `size_bytes`, to be written later. Raises StorageFull."""
-    whole = -(-size_bytes // cluster_bytes) * cluster_bytes
+    whole = -(-size_bytes // overlay.cluster_bytes) * overlay.cluster_bytes
     if whole > _MIRAGE_BYTES:
         raise DataDamaged(f"a file of {size_bytes} bytes is too large")
     # Whole clusters, then cut to size: the library would itself read the last bytes where they do not fill a cluster.

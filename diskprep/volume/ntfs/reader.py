@@ -236,7 +236,7 @@ class Reader:
         return known
 
     def _walk(self, directory: Record) -> Iterator[_Child]:
-        """The children of a directory in the order of its index; the file system's own files are left out."""
+        """The children of a directory, each once, node by node; the file system's own files are left out."""
         root = directory.find(records.INDEX_ROOT, records.DIRECTORY_INDEX)
         if not directory.is_directory or root is None or root.value is None:
             raise DataDamaged(f"NTFS record {directory.number} is not a directory")

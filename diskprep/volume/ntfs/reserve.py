@@ -15,7 +15,7 @@ from diskprep.errors import DataDamaged
 from diskprep.volume.device import Device
 from diskprep.volume.ntfs import selftest
 from diskprep.volume.ntfs.libntfs import HIDDEN_SYSTEM, Mount
-from diskprep.volume.ntfs.planner import Overlay, Tree, plan_data
+from diskprep.volume.ntfs.planner import Extent, Overlay, Tree, overlay_on, plan_data
 from diskprep.volume.ntfs.reader import Reader
 
 FOLDER: Final = "System Volume Information"
@@ -23,8 +23,8 @@ COPY_NAMES: Final = tuple(f"FVE2.{{e40ad34d-dae9-4bc7-95bd-b16218c10f72}}.{numbe
 HEADER_NAME: Final = "FVE2.{24e6f0ae-6a00-4f73-984b-75ce9942852d}"
 FURTHER_NAME: Final = "FVE2.{da392a22-cae0-4f0f-9a30-b8830385d046}"
 _COPY_BYTES = 65536
-_FILES: Final = (*((name, _COPY_BYTES) for name in COPY_NAMES), (HEADER_NAME, 8192), (FURTHER_NAME, _COPY_BYTES))
-_TRIES = 16  # each starts behind the clusters that the last one was given
+_FILES: Final = {**dict.fromkeys(COPY_NAMES, _COPY_BYTES), HEADER_NAME: 8192, FURTHER_NAME: _COPY_BYTES}
+_TRIES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,20 +42,7 @@ def reserve(memory: Device) -> Reserved:
     """Allocate the five files in the fresh NTFS volume in `memory`. Raises StorageFull, DataDamaged, ToolMissing."""
     with Reader(memory) as reader:
         geometry = reader.geometry
-    overlay = Overlay(memory)
-    try:
-        with Mount(selftest.library(), overlay) as mount, Tree(mount) as tree:
-            folder = tree.directory(FOLDER)
-            mount.set_attributes(folder, HIDDEN_SYSTEM)
-            mount.set_security(folder, _system_only(inherit=True))
-            offsets = []
-            for name, size in _FILES:
-                with tree.file(f"{FOLDER}/{name}") as inode:
-                    offsets.append(_allocate(mount, overlay, inode, size, geometry.cluster_bytes))
-        for offset, data in overlay.changes():
-            memory.pwrite(data, offset)
-    finally:
-        overlay.mirage.close()
+    offsets = _allocate(memory, geometry.cluster_bytes)
     memory.pwrite(bytes(max(_COPY_BYTES, geometry.cluster_bytes)), offsets[4])
     reserved = Reserved(
         copy_offsets=(offsets[0], offsets[1], offsets[2]),
@@ -68,24 +55,45 @@ def reserve(memory: Device) -> Reserved:
     return reserved
 
 
-def _allocate(mount: Mount, overlay: Overlay, inode: int, size_bytes: int, cluster_bytes: int) -> int:
-    """Make a new file one piece; its volume offset. A fragmented one is emptied and allocated again further on."""
-    mount.set_attributes(inode, HIDDEN_SYSTEM)
-    mount.set_security(inode, _system_only(inherit=False))
-    for _ in range(_TRIES):
-        extents = plan_data(mount, overlay, inode, size_bytes, cluster_bytes)
-        start = extents[0].volume_offset
-        if all(extent.volume_offset == start + extent.file_offset for extent in extents):
-            return start
-        mount.write(inode, overlay.mirage.address, 0, keep=0)
+def _allocate(memory: Device, cluster_bytes: int) -> list[int]:
+    """Make the files, each in one piece; their volume offsets.
+
+    On some volumes the first place the library takes is a small gap. Then it is done again from the start, with other
+    files that keep such gaps busy meanwhile.
+    """
+    for holders in range(_TRIES):
+        with overlay_on(memory, cluster_bytes) as overlay:
+            with Mount(selftest.library(), overlay) as mount:
+                with Tree(mount) as tree:
+                    folder = tree.directory(FOLDER)
+                    mount.set_attributes(folder, HIDDEN_SYSTEM)
+                    mount.set_security(folder, _system_only(inherit=True))
+                    for number in range(holders):
+                        with tree.file(f"{FOLDER}/{number}") as inode:
+                            plan_data(mount, overlay, inode, _COPY_BYTES)
+                    planned = [_plan_file(mount, overlay, tree, name) for name in _FILES]
+                for number in range(holders):
+                    mount.delete(FOLDER, str(number))
+            if all(len(extents) == 1 for extents in planned):
+                for offset, data in overlay.changes():
+                    memory.pwrite(data, offset)
+                return [extents[0].volume_offset for extents in planned]
     raise DataDamaged("no place in one piece was found for BitLocker's regions")
+
+
+def _plan_file(mount: Mount, overlay: Overlay, tree: Tree, name: str) -> list[Extent]:
+    """Make one of the files; the places it was given."""
+    with tree.file(f"{FOLDER}/{name}") as inode:
+        mount.set_attributes(inode, HIDDEN_SYSTEM)
+        mount.set_security(inode, _system_only(inherit=False))
+        return plan_data(mount, overlay, inode, _FILES[name])
 
 
 def _check(memory: Device, reserved: Reserved) -> None:
     """The regions are zeros, in use, and those of the files that the file system itself shows."""
     offsets = (*reserved.copy_offsets, reserved.header_offset, reserved.further_offset)
     with Reader(memory) as reader:
-        for (name, length), offset in zip(_FILES, offsets, strict=True):
+        for (name, length), offset in zip(_FILES.items(), offsets, strict=True):
             extents = reader.extents(f"{FOLDER}/{name}")
             used, all_clusters = reader.clusters_used(offset, length)
             if len(extents) != 1 or extents[0][0] != offset or extents[0][1] < length or used != all_clusters:

@@ -10,7 +10,7 @@ from diskprep.errors import DataDamaged
 from diskprep.volume.device import open_memory
 from diskprep.volume.ntfs import libntfs
 from diskprep.volume.ntfs.libntfs import Mount
-from diskprep.volume.ntfs.planner import Overlay, Tree, plan_data, write_small
+from diskprep.volume.ntfs.planner import Tree, overlay_on, plan_data, write_small
 from diskprep.volume.ntfs.reader import Reader
 
 _VOLUME_BYTES: Final = 16 * 1024 * 1024
@@ -29,19 +29,17 @@ def run(candidate: ctypes.CDLL) -> None:
         process.run([*argv, f"/proc/self/fd/{memory.descriptor}"], pass_fds=[memory.descriptor])
         with Reader(memory) as reader:
             cluster_bytes = reader.geometry.cluster_bytes
-        overlay = Overlay(memory)
-        try:
+        with overlay_on(memory, cluster_bytes) as overlay:
             with Mount(candidate, overlay) as mount, Tree(mount) as tree:
                 with tree.file("folder/small") as inode:
                     write_small(mount, inode, small)
                 with tree.file("folder/large") as inode:
-                    extents = plan_data(mount, overlay, inode, len(large), cluster_bytes)
-        finally:
-            overlay.mirage.close()
+                    extents = plan_data(mount, overlay, inode, len(large))
+            changes = list(overlay.changes())
         for extent in extents:
             part = large[extent.file_offset : extent.file_offset + extent.length]
             memory.pwrite(part, extent.volume_offset)
-        for offset, data in overlay.changes():
+        for offset, data in changes:
             memory.pwrite(data, offset)
         with Reader(memory) as reader:
             found = [b"".join(reader.stream(f"folder/{name}")) for name in ("small", "large")]
