@@ -207,7 +207,9 @@ def _stage(trip: _Trip, size_bytes: int) -> None:
     for path in sorted(unread - moved)[:10]:
         trip.say("stage", f"not compared, because it cannot be read: {compare.display(path)}")
     trip.expected.append(
-        _Expected(name="first", snapshot=result.snapshot, truth=truth, ignore=moved | unread, stored=result.bytes_stored)
+        _Expected(
+            name="first", snapshot=result.snapshot, truth=truth, ignore=moved | unread, stored=result.bytes_stored
+        )
     )
     trip.say(
         "stage", f"snapshot {result.snapshot[:8]}: {result.files} files, {result.bytes_stored / 1e6:.1f} MB stored"
