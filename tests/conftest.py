@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,11 +14,43 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support import windows_volumes_archive
 from trip import Seeded, Trip, new_trip, seeded
 
 from diskprep.secrets import Secret
 from diskprep.store.azure import AzureAccount, AzureStore
 from diskprep.store.directory import DirectoryStore
+
+#: The folders of slower tests, in the order in which they run after all others.
+_LATE = ("disk", "datacenter", "vault", "cleanup", "store", "volume", "staging", "readers", "e2e")
+
+
+def pytest_report_header() -> list[str]:
+    """What this machine can do; tests that need what is missing are skipped, and fail in CI."""
+    programs = ("restic", "rclone", "cryptsetup", "dislocker-file", "mkntfs", "ntfs-3g", "fls", "sgdisk", "strace")
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    found = {name: shutil.which(name, path=path) is not None for name in programs}
+    found |= {
+        "root": os.geteuid() == 0,
+        "loop": Path("/dev/loop-control").exists(),
+        "FUSE": Path("/dev/fuse").exists(),
+        "Azurite": _AZURITE.exists(),
+        "Windows-made volumes": windows_volumes_archive() is not None,
+    }
+    return [
+        f"{'has' if has else 'LACKS'}: {', '.join(n for n, v in found.items() if v is has)}" for has in (True, False)
+    ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The fast tests first: what is wrong there is known in a minute."""
+
+    def place(item: pytest.Item) -> int:
+        folder = item.path.parent.name
+        return _LATE.index(folder) + 1 if folder in _LATE else 0
+
+    items.sort(key=place)
+
 
 _AZURITE = Path(__file__).parent.parent / ".cache/azurite-3.35.0/node_modules/.bin/azurite-blob"
 #: The newest protocol that Azurite 3.35.0 speaks; the SDK's own is newer.

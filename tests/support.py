@@ -27,6 +27,13 @@ def need(program: str) -> str:
     return path
 
 
+def windows_volumes_archive() -> Path | None:
+    """Volumes that Windows made: the sample images of the cryptsetup project, too foreign to be part of this one."""
+    folder = os.environ.get("DISKPREP_BITLK_IMAGES") or Path(__file__).parents[2] / "shared/data/bitlocker"
+    archive = Path(folder) / "bitlk-images.tar.xz"
+    return archive if archive.exists() else None
+
+
 def need_root() -> None:
     """Skip, or fail in CI, when the tests do not run as root."""
     if os.geteuid() != 0:

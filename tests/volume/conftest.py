@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import configparser
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import windows_volumes_archive
 from volume_support import MIB, MadeDisk, Maker, WindowsVolume, make_disk
 
 from diskprep import process
 from diskprep.volume.device import Device, open_memory
 
-_ARCHIVE = "bitlk-images.tar.xz"
-
 
 @pytest.fixture(scope="session")
 def windows_volumes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, WindowsVolume]:
     """The sample volumes of the cryptsetup project. Where they are missing the tests are skipped, and say so."""
-    folder = os.environ.get("DISKPREP_BITLK_IMAGES")
-    archive = (Path(folder) if folder else Path(__file__).parents[3] / "shared/data/bitlocker") / _ARCHIVE
-    if not archive.exists():
+    archive = windows_volumes_archive()
+    if archive is None:
         pytest.skip(
-            f"NOT TESTED AGAINST WINDOWS' OWN VOLUMES: {_ARCHIVE} of the cryptsetup project is not in "
+            "NOT TESTED AGAINST WINDOWS' OWN VOLUMES: bitlk-images.tar.xz of the cryptsetup project is not in "
             "../shared/data/bitlocker; name its folder in DISKPREP_BITLK_IMAGES"
         )
     target = tmp_path_factory.mktemp("bitlk")
