@@ -72,8 +72,10 @@ def read_passphrase_file(path: Path) -> Secret[str]:
     """The passphrase in `path`, without its final newline."""
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the passphrase file {path}: {error}") from None
+    except OSError as error:
+        raise UsageError(f"cannot read the passphrase file {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"the passphrase file {path} is not text in UTF-8") from None
     return Secret(text.removesuffix("\n").removesuffix("\r"))
 
 
@@ -82,6 +84,8 @@ def read_passphrase_fd(descriptor: int) -> Secret[str]:
     try:
         with os.fdopen(descriptor, "rb") as stream:
             text = stream.read(65536).decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the passphrase from descriptor {descriptor}: {error}") from None
+    except OSError as error:
+        raise UsageError(f"cannot read the passphrase from descriptor {descriptor}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"what descriptor {descriptor} delivers is not text in UTF-8") from None
     return Secret(text.removesuffix("\n").removesuffix("\r"))

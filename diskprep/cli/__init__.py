@@ -3,33 +3,54 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
-from types import FrameType
 from typing import NoReturn
 
-from diskprep.errors import DiskprepError, Interrupted
+from diskprep import interrupts
+from diskprep.errors import DiskprepError, Interrupted, StorageUnavailable
+
+_NO_READER = 141  # 128 + SIGPIPE, as the shell has it
 
 
 def main() -> NoReturn:
     """Entry point of the `diskprep` program."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
-    # The application pulls in every stage; it is loaded here so that importing this package costs nothing.
+    _open_standard_streams()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # asks for a status line, and must not end what has none yet
+    interrupts.install()
+    # The application pulls in the stages; it is loaded here so that importing this package costs nothing.
     application = importlib.import_module("diskprep.cli.application")
     output = importlib.import_module("diskprep.cli.output")
     try:
-        sys.exit(application.run(sys.argv[1:]))
+        code = application.run(sys.argv[1:])
+        sys.stdout.flush()
     except DiskprepError as error:
-        output.print_error(error)
-        sys.exit(error.exit_code)
+        code = output.print_error(error)
     except KeyboardInterrupt:
-        stopped = Interrupted("stopped", hint="give the same command again to go on")
-        output.print_error(stopped)
-        sys.exit(stopped.exit_code)
+        code = output.print_error(Interrupted("stopped", hint="give the same command again to go on"))
     except BrokenPipeError:
-        sys.exit(141)  # who read our output went away: 128 + SIGPIPE, as the shell has it
+        code = _NO_READER
+    except OSError as error:  # of our own output, or one that a package should have translated
+        code = output.print_error(StorageUnavailable(str(error)))
+    _leave(code)
 
 
-def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+def _open_standard_streams() -> None:
+    """Descriptors 0 to 2 that were closed would be given to the next file that is opened: a journal, or a disk."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stdin = sys.stdin or open(0, closefd=False, encoding="utf-8")  # noqa: SIM115
+    sys.stdout = sys.stdout or open(1, "w", closefd=False, encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False, encoding="utf-8")  # noqa: SIM115
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit with `code`, whatever becomes of output that nobody takes."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # or the interpreter complains at its end
+    sys.exit(code)

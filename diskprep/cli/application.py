@@ -10,7 +10,7 @@ import typer
 from typer.exceptions import TyperException
 
 from diskprep import __version__
-from diskprep.errors import UsageError
+from diskprep.errors import Interrupted, UsageError
 
 #: word on the command line -> module of this package, and what of it: a command, or the group `app`; in help's order
 COMMANDS = {
@@ -35,16 +35,19 @@ def run(arguments: list[str]) -> int:
         print(f"diskprep {__version__}")
         return 0
     application = build([asked] if asked in COMMANDS else COMMANDS)
+    result: object
     try:
-        result: object = typer.main.get_command(application).main(arguments, "diskprep", standalone_mode=False)
+        result = typer.main.get_command(application).main(arguments, "diskprep", standalone_mode=False)
     except typer.Exit as done:
-        return done.exit_code
+        result = done.exit_code
     except typer.Abort:
         raise KeyboardInterrupt from None
     except TyperException as error:
         if not error.format_message():  # a noun alone: its help was printed
             return UsageError.exit_code
         raise UsageError(error.format_message(), hint="diskprep COMMAND --help shows what there is") from None
+    if result == Interrupted.exit_code:  # what the library makes of a KeyboardInterrupt
+        raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
 
 

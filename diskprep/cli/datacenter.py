@@ -12,7 +12,7 @@ import typer
 
 from diskprep import clock, durable
 from diskprep.cli import output
-from diskprep.cli.stores import read_secret
+from diskprep.cli.inputs import read_secret
 from diskprep.datacenter.server import Datacenter
 from diskprep.secrets import Secret
 from diskprep.store.directory import DirectoryAccount

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,12 +12,12 @@ from typing import Annotated
 import typer
 
 from diskprep.cli import inputs, output
-from diskprep.cli.stores import read_secret
 from diskprep.disk import guard, inventory, keys, prepare, target, verify
 from diskprep.disk import plan as plans
-from diskprep.errors import DiskRefused, UsageError
+from diskprep.disk.record import recorded, recorded_disk
+from diskprep.errors import DiskRefused, JobConflict, NotFound
 from diskprep.events import Progress
-from diskprep.seal import load_seal
+from diskprep.seal import Seal, load_seal
 from diskprep.secrets import Secret
 from diskprep.seed import Staging, load_seed, parse_staging
 from diskprep.staging.stage import open_staged, unlock_escrow
@@ -88,6 +89,9 @@ def prepare_disks(
     ] = None,
     image_size: Annotated[str | None, typer.Option(help="Create missing image files of this size.")] = None,
     method: Annotated[Method, typer.Option(help="BitLocker's encryption method.")] = Method.XTS_AES_256,
+    wipe: Annotated[prepare.Wipe, typer.Option(help="The old content: discarded, or all of it overwritten too.")] = (
+        prepare.Wipe.DISCARD
+    ),
     journals: Journals = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the steps; write nothing.")] = False,
     json: inputs.Json = False,
@@ -100,11 +104,11 @@ def prepare_disks(
     place = parse_staging(staging)
     seed, seal = load_seed(place), load_seal(place.seal_file)
     size = inputs.size_bytes(image_size) if image_size and not dry_run else None
-    protected = (place.root, *map(Path, seed.sources))
-    targets = {t.serial: t for t in (target.parse(d, image_bytes=size, protected=protected) for d in disks)}
-    if len(targets) != len(disks):
-        raise UsageError("two of the disks have the same serial number")
+    folder = (journals or _journal_folder()).absolute()
+    sas = inputs.container_signature(container_sas_file, seed.container)
+    targets = target.parse_all(disks, image_bytes=size, protected=(place.root, folder, *map(Path, seed.sources)))
     made = plans.make_plan(seal, [t.offer for t in targets.values()])
+    _refuse_lost_disks(place, seal, made, targets)
     for share in made.disks:
         print(
             f"disk {share.serial} ({targets[share.serial].path}): {len(share.packs)} packs, "
@@ -118,7 +122,6 @@ def prepare_disks(
     for share in made.disks:
         _confirm(targets[share.serial], confirm_serial or [])
     plans.save_plan(place.plan_file, made)
-    sas = read_secret(container_sas_file)
     done = []
     with output.screen(quiet=quiet) as screen:
         for share in made.disks:
@@ -129,8 +132,9 @@ def prepare_disks(
                 seed=seed,
                 seal_digest=seal.digest,
                 container_sas=sas,
-                journal_path=(journals or _journal_folder()) / f"{share.serial}.journal",
+                journal_path=folder / f"{share.serial}.journal",
                 method=method,
+                wipe=wipe,
             )
             done.append(prepare.prepare_disk(order, screen.emit))
     if json:
@@ -151,13 +155,12 @@ def verify_disk(
 ) -> None:
     """Read a prepared disk back with its recovery password and compare every file."""
     place = parse_staging(staging)
-    path, _, given = disk.partition(",serial=")
-    found = target.identify(Path(path), given or None)
-    record = prepare.recorded(place, found)
+    path, found = target.identify(disk)
+    record = recorded_disk(place, found)
     password = recovery_password(place, found, inputs.passphrase(passphrase_file, passphrase_fd))
     total = record.payload_bytes
     done = 0
-    with output.screen(quiet=quiet) as screen, open_for_reading(Path(path)) as device:
+    with output.screen(quiet=quiet) as screen, open_for_reading(path) as device:
 
         def on_bytes(count: int) -> None:
             nonlocal done
@@ -190,7 +193,7 @@ def recovery_password(place: Staging, serial: str, passphrase: Secret[str]) -> S
 
 def _confirm(wanted: target.Target, confirmed: list[str]) -> None:
     """Make sure that somebody means this disk: its serial, typed or given. One try, no default."""
-    if target.is_blank(wanted):
+    if wanted.blank:
         return
     facts = wanted.facts
     print(
@@ -208,6 +211,23 @@ def _confirm(wanted: target.Target, confirmed: list[str]) -> None:
     typed = str(typer.prompt("type its serial number to erase it", default="", show_default=False, err=True))
     if typed != wanted.serial:
         raise DiskRefused(f"that is not the serial of {wanted.path}; nothing was written")
+
+
+def _refuse_lost_disks(place: Staging, seal: Seal, made: plans.Plan, targets: Mapping[str, target.Target]) -> None:
+    """Refuse a plan that would leave disks sealed with packs that are not theirs any more."""
+    if not place.plan_file.exists():
+        return
+    new = {share.serial: share for share in made.disks}
+    for old in plans.load_plan(place.plan_file, seal).disks:
+        try:
+            recorded(place, old, seal.digest)
+        except (NotFound, JobConflict):
+            continue
+        if new.get(old.serial) != old and old.serial not in targets:
+            raise DiskRefused(
+                f"disk {old.serial} is sealed already, and these disks would carry its packs again",
+                hint="give all disks of the plan together; `diskprep status STAGING` lists them",
+            )
 
 
 def _journal_folder() -> Path:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import urllib.parse
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from diskprep import clock
 from diskprep.errors import UsageError
 from diskprep.secrets import Secret, read_passphrase_fd, read_passphrase_file
 
@@ -43,6 +45,34 @@ def passphrase(file: Path | None, descriptor: int | None, *, new: bool = False) 
     if not os.isatty(0):
         raise UsageError("no passphrase was given", hint="use --passphrase-file FILE or --passphrase-fd N")
     return Secret(str(typer.prompt("passphrase", hide_input=True, confirmation_prompt=new, err=True)))
+
+
+def container_signature(path: Path, container: str) -> Secret[str]:
+    """The signature in a file: `CONTAINER?sv=...&sig=...`, for this container, still valid. Raises UsageError."""
+    signature = read_secret(path)
+    name, _, query = signature.reveal().partition("?")
+    fields = dict(urllib.parse.parse_qsl(query))
+    if not fields.get("sig") or not fields.get("se"):
+        raise UsageError(f"{path} holds no container signature", hint="it reads CONTAINER?sv=...&se=...&sig=...")
+    if name != container:
+        raise UsageError(f"the signature in {path} is for another container than {container}")
+    try:
+        expires = clock.parse_rfc3339(fields["se"])
+    except ValueError:
+        raise UsageError(f"the signature in {path} has no proper time of expiry") from None
+    if expires < clock.now():
+        raise UsageError(f"the signature in {path} has expired", hint="make a new one, valid for the whole journey")
+    return signature
+
+
+def read_secret(path: Path) -> Secret[str]:
+    """The one line of a file that holds a key, a token or a signature."""
+    try:
+        return Secret(path.read_bytes().decode("ascii").strip())
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not a line of text") from None
 
 
 def size_bytes(text: str) -> int:

@@ -12,9 +12,9 @@ import typer
 from diskprep import clock
 from diskprep.cli import inputs, output
 from diskprep.cli.disk import recovery_password
-from diskprep.cli.stores import read_secret
-from diskprep.disk import prepare
+from diskprep.cli.inputs import read_secret
 from diskprep.disk.plan import load_plan
+from diskprep.disk.record import recorded
 from diskprep.errors import UsageError
 from diskprep.importjob import job as jobs
 from diskprep.importjob.model import Drive, Job, ReturnAddress
@@ -46,8 +46,8 @@ def create(
     place = parse_staging(staging)
     seed = load_seed(place)
     service = _service(seed, endpoint, token_file)
-    plan = load_plan(place.plan_file, load_seal(place.seal_file))
-    sealed = [prepare.recorded(place, disk.serial) for disk in plan.disks]
+    seal = load_seal(place.seal_file)
+    sealed = [recorded(place, disk, seal.digest) for disk in load_plan(place.plan_file, seal).disks]
     secret = inputs.passphrase(passphrase_file, passphrase_fd)
     drives = [
         Drive(

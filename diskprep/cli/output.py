@@ -6,7 +6,9 @@ names or from the service is escaped before it is shown.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import sys
 import threading
@@ -35,7 +37,8 @@ class Screen:
         self._lock = threading.Lock()
 
     def emit(self, event: Event) -> None:
-        with self._lock:
+        """Draw an event. Never fails: a terminal that went away must not stop a copy that runs for hours."""
+        with self._lock, contextlib.suppress(OSError, ValueError):
             if isinstance(event, Progress):
                 self._progress(event)
             elif not self._quiet:
@@ -48,8 +51,12 @@ class Screen:
                 bar.close()
             self._bars.clear()
 
-    def status_line(self) -> str:
-        """What goes on at this moment, in one line."""
+    def tell_status(self) -> None:
+        """Write one line on what goes on; safe inside a signal's handler, which may have broken into a write."""
+        with contextlib.suppress(OSError):
+            os.write(2, f"{self._status()}\n".encode())
+
+    def _status(self) -> str:
         return "; ".join(_describe(progress) for progress in list(self._last.values())[-3:]) or "starting"
 
     def _progress(self, event: Progress) -> None:
@@ -97,7 +104,7 @@ class Screen:
 def screen(*, quiet: bool = False) -> Iterator[Screen]:
     """A Screen that SIGUSR1 makes print one status line, closed at the end."""
     drawn = Screen(quiet=quiet)
-    before = signal.signal(signal.SIGUSR1, lambda *_: print(drawn.status_line(), file=sys.stderr, flush=True))
+    before = signal.signal(signal.SIGUSR1, lambda *_: drawn.tell_status())
     try:
         yield drawn
     finally:
@@ -137,11 +144,13 @@ def print_json(document: dict[str, Any]) -> None:
     print(json.dumps(document, indent=2, sort_keys=True))
 
 
-def print_error(error: DiskprepError) -> None:
-    """What happened and what to do next, on stderr."""
-    print(f"diskprep: {escape(error.message)}", file=sys.stderr)
-    if error.hint:
-        print(f"          {escape(error.hint)}", file=sys.stderr)
+def print_error(error: DiskprepError) -> int:
+    """What happened and what to do next, on stderr; returns the exit code."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"diskprep: {escape(error.message)}", file=sys.stderr)
+        if error.hint:
+            print(f"          {escape(error.hint)}", file=sys.stderr)
+    return error.exit_code
 
 
 def next_step(command: str) -> None:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from diskprep.cli.inputs import read_secret
 from diskprep.errors import UsageError
-from diskprep.secrets import Secret
 from diskprep.store import BlobStore
 from diskprep.store.azure import AzureAccount
 from diskprep.store.directory import DirectoryStore
@@ -36,11 +36,3 @@ def open_store(argument: str, key_file: Path | None) -> BlobStore:
         raise UsageError(f"{argument} needs the account's key", hint="add --account-key-file FILE")
     account, _, container = argument.rstrip("/").rpartition("/")
     return AzureAccount(account, read_secret(key_file)).container(container)
-
-
-def read_secret(path: Path) -> Secret[str]:
-    """The one line of a file that holds a key or a token."""
-    try:
-        return Secret(path.read_text(encoding="ascii").strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from None

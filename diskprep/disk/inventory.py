@@ -5,6 +5,7 @@ A disk's identity is its serial as the drive reports it, without padding. Values
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from dataclasses import dataclass
@@ -76,6 +77,23 @@ def disk_under(path: Path) -> str:
         return ""
     device = link.resolve()
     return device.parent.name if (device / "partition").exists() else device.name
+
+
+def loop_files() -> dict[str, tuple[int, int]]:
+    """Name of each loop device in use -> device and inode of the file behind it."""
+    found = {}
+    for backing in _SYS_BLOCK.glob("loop*/loop/backing_file"):
+        path = _text(backing).removesuffix(" (deleted)")
+        with contextlib.suppress(OSError):
+            status = Path(path).stat()
+            found[backing.parent.parent.name] = (status.st_dev, status.st_ino)
+    return found
+
+
+def loop_file(name: str) -> Path | None:
+    """The file behind a loop device, or None."""
+    path = _text(_SYS_BLOCK / name / "loop/backing_file")
+    return Path(path.removesuffix(" (deleted)")) if path else None
 
 
 def _facts(name: str) -> DiskFacts:

@@ -1,6 +1,7 @@
 """Recovery passwords at rest: `escrow/SERIAL.json` in the staging, sealed to the seed, one file a disk.
 
-Written durably before the disk is touched, so that no disk exists whose password is lost.
+Written durably before the disk is touched, so that no disk exists whose password is lost. A disk that is prepared again
+gets a new password; the file keeps the earlier ones too, newest first, for another disk may carry them by mistake.
 """
 
 from __future__ import annotations
@@ -31,24 +32,34 @@ def store(staging: Staging, seed: Seed, serial: str, password: Secret[str]) -> N
     """Seal `password` and keep it."""
     sealed = escrow.seal(seed.escrow_public_key, password, _purpose(seed, serial))
     durable.make_directory(staging.escrow)
-    durable.write_json(_path(staging, serial), {"serial": serial, "sealed_recovery_password": sealed.hex()})
+    path = _path(staging, serial)
+    earlier = _sealed(path) if path.exists() else []
+    document = {"serial": serial, "sealed_recovery_passwords": [sealed.hex(), *(value.hex() for value in earlier)]}
+    durable.write_json(path, document)
 
 
 def load(staging: Staging, seed: Seed, serial: str, private_key: Secret[bytes]) -> Secret[str]:
     """The recovery password of a disk. Raises NotFound or DataDamaged."""
     path = _path(staging, serial)
     try:
-        document = durable.read_json(path)
+        newest, *_earlier = _sealed(path)
     except NotFound:
         raise NotFound(
             f"the staging {staging.root} has no recovery password for disk {serial}",
             hint="`diskprep status STAGING` lists its disks",
         ) from None
+    return escrow.unseal(private_key, newest, _purpose(seed, serial))
+
+
+def _sealed(path: Path) -> list[bytes]:
+    document = durable.read_json(path)
     try:
-        sealed = bytes.fromhex(document["sealed_recovery_password"])
+        values = [bytes.fromhex(value) for value in document["sealed_recovery_passwords"]]
     except (KeyError, TypeError, ValueError):
-        raise DataDamaged(f"{path} is damaged") from None
-    return escrow.unseal(private_key, sealed, _purpose(seed, serial))
+        values = []
+    if not values:
+        raise DataDamaged(f"{path} is damaged", hint="move it away; the disk has to be prepared again")
+    return values
 
 
 def _path(staging: Staging, serial: str) -> Path:

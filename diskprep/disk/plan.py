@@ -23,6 +23,7 @@ VERSION = 1
 MIN_DISK_BYTES = 96 << 20
 CLUSTER_BYTES = 4096
 BLOCK_BYTES = 4 << 20
+_SMALL_DISK_BYTES = 1 << 30
 MAX_DRIVES = 10  # of one import job
 
 _GPT_BYTES = 2 << 20
@@ -85,13 +86,21 @@ def usable_bytes(size_bytes: int) -> int:
     return max(0, size_bytes - _GPT_BYTES - log_bytes - size_bytes // 32768 - size_bytes // 200 - (12 << 20))
 
 
+def takes(size_bytes: int, need_bytes: int) -> bool:
+    """Whether one file of this footprint goes on a disk of this size, when nothing else is on it.
+
+    libntfs-3g finds no place for a single file of more than about half of a small volume.
+    """
+    return need_bytes <= usable_bytes(size_bytes) // (2 if size_bytes < _SMALL_DISK_BYTES else 1)
+
+
 def size_for(payload: Iterable[SealedFile], disks: int) -> int:
     """The smallest whole MiB size of which `disks` equal disks hold the packs, and one disk fewer does not."""
     packs = tuple(payload)
     total = sum(footprint_bytes(pack) for pack in packs)
     largest = max((footprint_bytes(pack) for pack in packs), default=0)
     size = max(MIN_DISK_BYTES, (total // disks + (16 << 20)) >> 20 << 20)
-    while usable_bytes(size) < max(largest, -(-total // disks)) or _pack_count(packs, size, disks) > disks:
+    while not takes(size, largest) or usable_bytes(size) * disks < total or _pack_count(packs, size, disks) > disks:
         size += 1 << 20
     return size
 
@@ -109,13 +118,13 @@ def make_plan(seal: Seal, offers: Sequence[Offer], *, spread: bool = False) -> P
     for offer in offers:
         if offer.size_bytes < MIN_DISK_BYTES:
             raise UsageError(f"disk {offer.serial} is smaller than {MIN_DISK_BYTES >> 20} MiB")
-    order = sorted(offers, key=lambda offer: -offer.size_bytes)
+    order = sorted(offers, key=lambda offer: (-offer.size_bytes, offer.serial))
     room = [usable_bytes(offer.size_bytes) for offer in order]
     shares: list[list[SealedFile]] = [[] for _ in order]
     left_over = 0
     for pack in sorted(seal.data_packs, key=lambda pack: (-pack.size_bytes, pack.name)):
         need = footprint_bytes(pack)
-        fits = [index for index, free in enumerate(room) if free >= need]
+        fits = [index for index, free in enumerate(room) if free >= need and takes(order[index].size_bytes, need)]
         slot = max(fits, key=lambda index: room[index], default=None) if spread else next(iter(fits), None)
         if slot is None:
             left_over += need

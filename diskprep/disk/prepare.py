@@ -1,7 +1,7 @@
 """Prepare: one disk from claimed to sealed, by a table of steps.
 
 `STEPS` is read by the run and by `--dry-run` alike. Each step ends with a journal record, and the journal acknowledges
-before the next step starts. Write order on the disk: old structures gone, NTFS and BitLocker, files in batches (data
+before the next step starts. Write order on the disk: old content gone, NTFS and BitLocker, files in batches (data
 before metadata), the manifest last; then all is read back through a fresh open, and only then the disk is sealed.
 
 Invariants: the recovery password is in escrow before the disk is touched. A disk without a `sealed` record is
@@ -12,19 +12,27 @@ written and its hash is known to the journal alone.
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import journal
 from diskprep import clock, durable
-from diskprep.disk import keys, target, verify
+from diskprep.disk import keys, record, target, verify
 from diskprep.disk.plan import BLOCK_BYTES, DiskPlan
 from diskprep.durable import Buffer
-from diskprep.errors import DataDamaged, DiskRefused, JournalDamaged, Locked, NotFound, StorageUnavailable
+from diskprep.errors import (
+    DataDamaged,
+    DiskRefused,
+    JournalDamaged,
+    Locked,
+    StorageUnavailable,
+)
 from diskprep.events import Emit, Note, Progress
 from diskprep.exchange import manifest as drive_manifest
 from diskprep.seal import SealedFile
@@ -32,7 +40,7 @@ from diskprep.secrets import Secret
 from diskprep.seed import Seed, Staging
 from diskprep.volume import bitlocker
 from diskprep.volume.device import Device, open_for_reading
-from diskprep.volume.format import format_disk, open_disk, read_volume_guid
+from diskprep.volume.format import format_disk, open_disk, read_volume_identity
 from diskprep.volume.ntfs import Filler, SourceFile
 
 FOLDER = "repository"
@@ -40,6 +48,15 @@ MANIFEST_FILE = f"\\{verify.MANIFEST_PATH}"
 _BATCH_FILES = 64
 _BATCH_BYTES = 4 << 30
 _CLIENT = "diskprep"
+#: How the description of our volumes begins. It is readable without a key, and tells whose a disk is.
+_OURS = re.compile(r"diskprep job (?P<job>\S+) disk (?P<serial>\S+) ")
+
+
+class Wipe(StrEnum):
+    """What becomes of a disk's old content. DISCARD asks the disk to give it up; FULL also writes zeros everywhere."""
+
+    DISCARD = "discard"
+    FULL = "full"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,22 +71,17 @@ class Order:
     container_sas: Secret[str]
     journal_path: Path
     method: bitlocker.Method = bitlocker.Method.XTS_AES_256
+    wipe: Wipe = Wipe.DISCARD
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PreparedDisk:
-    """A sealed disk. `recovery_password` is None when an earlier run sealed it: then it is in escrow only."""
-
-    serial: str
-    path: Path
-    size_bytes: int
-    payload_bytes: int
-    files: int
-    manifest_file: str
-    manifest_hash: str
-    volume_guid: str
-    share: str
-    recovery_password: Secret[str] | None = None
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What a sealed disk must have been made from to count as done. Digests and names only."""
+        return {
+            "share": record.share_digest(self.share),
+            "seal": self.seal_digest,
+            "signature": hashlib.sha256(self.container_sas.reveal().encode()).hexdigest(),
+            "method": str(self.method),
+        }
 
 
 @dataclass(slots=True)
@@ -103,36 +115,21 @@ class Step:
     action: Callable[[_Run], dict[str, Any]]
 
 
-def prepare_disk(order: Order, emit: Emit) -> PreparedDisk:
+def prepare_disk(order: Order, emit: Emit) -> record.PreparedDisk:
     """Bring one disk to sealed; a disk that is sealed for the same share already is only looked at.
 
     Raises DiskRefused, DiskFailed, ReadBackFailed, StorageFull, DataDamaged (the staging), JournalDamaged or Locked.
     """
-    with _journal(order, emit) as log:
-        if done := _sealed_before(order, log):
+    with target.open_claimed(order.target) as device, _journal(order, emit) as log:
+        if done := _sealed_before(order, log, device):
             emit(Note(stage="disk", item=order.share.serial, text=f"disk {order.share.serial} is sealed already"))
             return done
-        with target.open_claimed(order.target) as device:
-            run = _Run(order=order, journal=log, emit=emit, device=device)
-            for step in STEPS:
-                run.record(step.name, time=clock.rfc3339(clock.now()), **step.action(run))
-        return PreparedDisk(
-            serial=order.share.serial,
-            path=order.target.path,
-            size_bytes=order.target.size_bytes,
-            payload_bytes=order.share.payload_bytes,
-            files=len(order.share.packs),
-            manifest_file=MANIFEST_FILE,
-            manifest_hash=run.manifest_hash,
-            volume_guid=run.volume_guid,
-            share=share_digest(order.share),
-            recovery_password=run.password,
-        )
-
-
-def share_digest(share: DiskPlan) -> str:
-    """SHA-256 in hex of the names of the packs of a share, in order."""
-    return hashlib.sha256("\n".join(pack.name for pack in share.packs).encode()).hexdigest()
+        run = _Run(order=order, journal=log, emit=emit, device=device)
+        for step in STEPS:
+            run.record(step.name, time=clock.rfc3339(clock.now()), **step.action(run))
+        made = record.sealed_disk(log.identity, log.records)
+        assert made is not None, "the last step seals"
+        return replace(made, recovery_password=run.password)
 
 
 @contextmanager
@@ -169,6 +166,8 @@ def _open_journal(order: Order) -> journal.Journal:
     for place in (path, mirror):
         durable.make_directory(place.parent)
     try:
+        if not path.exists() and mirror.exists():  # begun on another computer, or with another journal folder
+            durable.write_file(path, mirror.read_bytes())
         log = journal.Journal.open(path, mirror=mirror) if path.exists() else None
         if log is None:
             return journal.Journal.create(path, identity, mirror=mirror)
@@ -187,60 +186,61 @@ def _open_journal(order: Order) -> journal.Journal:
     return log
 
 
-def recorded(staging: Staging, serial: str) -> PreparedDisk:
-    """A sealed disk as the staging's mirror of its journal tells it. Raises NotFound or JournalDamaged."""
-    path = staging.journals / f"{keys.check_serial(serial)}.journal"
-    if not path.exists():
-        raise NotFound(f"the staging has no journal of disk {serial}", hint="prepare the disk first")
-    try:
-        identity, *records = journal.read(path)
-    except journal.JournalDamaged as error:
-        raise JournalDamaged(str(error), hint="use the copy computer's own journal of this disk") from error
-    except OSError as error:
-        raise durable.storage_error(error, f"read {path}") from error
-    sealed = _sealed(identity.fields, records)
-    if sealed is None:
-        raise NotFound(f"disk {serial} is not sealed", hint="give the same `diskprep disk prepare` command again")
+def _sealed_before(order: Order, log: journal.Journal, device: Device) -> record.PreparedDisk | None:
+    """The disk as an earlier run sealed it, when it still carries that volume.
+
+    Raises DiskRefused for a disk that must not be made anew: another job's, one whose job is created, or one that was
+    sealed from other inputs.
+    """
+    serial, found = order.share.serial, read_volume_identity(device)
+    if found is not None and (other := _OURS.match(found[1])) and other["job"] != order.seed.job_name:
+        raise DiskRefused(
+            f"disk {serial} carries the data of job {other['job']}",
+            hint=f"if nobody needs it any more, erase it yourself: wipefs --all {order.target.path}",
+        )
+    sealed = record.sealed_disk(log.identity, log.records)
+    if sealed is None or found is None or str(found[0]) != sealed.volume_guid:
+        if order.staging.job_file.exists():
+            raise DiskRefused(
+                f"disk {serial} would be made anew, but the import job of this staging is created already",
+                hint="delete the job first, if nothing was shipped",
+            )
+        return None
+    claimed = next(entry.fields for entry in reversed(log.records) if entry.type == "claimed")
+    changed = [name for name, value in order.inputs.items() if claimed.get(name) != value]
+    if changed:
+        raise DiskRefused(
+            f"disk {serial} is sealed already, with another {' and '.join(changed)}",
+            hint=f"give the inputs it was made from; to make it anew, erase it first: wipefs --all {order.target.path}",
+        )
     return sealed
-
-
-def _sealed(identity: Mapping[str, Any], records: Sequence[journal.Record]) -> PreparedDisk | None:
-    """The disk that a journal describes, or None when its last word is not that it is sealed."""
-    if not records or records[-1].type != "sealed":
-        return None
-    last = {record.type: record.fields for record in records}
-    return PreparedDisk(
-        serial=str(identity["serial"]),
-        path=Path(str(last["claimed"]["path"])),
-        size_bytes=int(identity["size_bytes"]),
-        payload_bytes=int(last["claimed"]["payload_bytes"]),
-        files=int(last["claimed"]["packs"]),
-        manifest_file=str(last["manifest"]["file"]),
-        manifest_hash=str(last["manifest"]["hash"]),
-        volume_guid=str(last["formatted"]["volume_guid"]),
-        share=str(last["claimed"]["share"]),
-    )
-
-
-def _sealed_before(order: Order, log: journal.Journal) -> PreparedDisk | None:
-    """The disk as an earlier run sealed it, when it carries this share and still that volume."""
-    sealed = _sealed(log.identity, log.records)
-    if sealed is None or sealed.share != share_digest(order.share):
-        return None
-    with open_for_reading(order.target.path) as device:
-        return sealed if str(read_volume_guid(device)) == sealed.volume_guid else None
 
 
 def _claim(run: _Run) -> dict[str, Any]:
     order = run.order
     keys.store(order.staging, order.seed, order.share.serial, run.password)
     return {
-        "share": share_digest(order.share),
-        "seal": order.seal_digest,
+        **order.inputs,
         "packs": len(order.share.packs),
         "payload_bytes": order.share.payload_bytes,
         "path": str(order.target.path),
     }
+
+
+def _wipe(run: _Run) -> dict[str, Any]:
+    """Have the old content gone, so that it does not travel in the free space of the new volume."""
+    discarded = run.device.discard()
+    serial = run.order.share.serial
+    if run.order.wipe is Wipe.FULL and run.device.is_block_device:
+        zeros, size = bytes(BLOCK_BYTES), run.device.size_bytes
+        for offset in range(0, size, BLOCK_BYTES):
+            run.device.pwrite(zeros[: min(BLOCK_BYTES, size - offset)], offset)
+            run.emit(Progress(stage="wipe", item=serial, done_bytes=offset, total_bytes=size))
+        run.device.sync()
+    elif not discarded:
+        text = f"disk {serial} cannot discard: its free space keeps its old content; `--wipe full` overwrites it"
+        run.emit(Note(stage="disk", item=serial, text=text))
+    return {"discarded": discarded, "how": str(run.order.wipe)}
 
 
 def _format(run: _Run) -> dict[str, Any]:
@@ -249,12 +249,12 @@ def _format(run: _Run) -> dict[str, Any]:
         run.device,
         method=run.order.method,
         label=run.order.seed.job_name[:32],
-        description=f"{run.order.share.serial} {run.order.seed.job_name} {moment:%m/%d/%Y}",
+        description=f"{_description_of(run.order)}{moment:%m/%d/%Y}",
         recovery_password=run.password,
         created=moment,
     )
     run.volume_guid = str(layout.volume_guid)
-    return {"volume_guid": run.volume_guid, "method": str(run.order.method), "start_bytes": layout.start_bytes}
+    return {"volume_guid": run.volume_guid, "start_bytes": layout.start_bytes}
 
 
 def _fill(run: _Run) -> dict[str, Any]:
@@ -292,6 +292,7 @@ def _write_manifest(run: _Run) -> dict[str, Any]:
 
 
 def _read_back(run: _Run) -> dict[str, Any]:
+    run.blobs.clear()  # a large disk has many; the manifest on it holds them now
     run.device.sync()
     meter = _Meter(run, "read-back")
     with open_for_reading(run.order.target.path) as fresh:
@@ -306,17 +307,28 @@ def _read_back(run: _Run) -> dict[str, Any]:
 
 
 def _seal(run: _Run) -> dict[str, Any]:
+    """The mirror is what other computers read, so it has to be there to the last record."""
+    if run.journal.mirror_error:
+        raise StorageUnavailable(
+            f"the journal's mirror in the staging cannot be written: {run.journal.mirror_error}",
+            hint="make the staging writable, then give the same command again",
+        )
     return {"manifest_hash": run.manifest_hash, "volume_guid": run.volume_guid}
 
 
 STEPS = (
     Step("claimed", "put a new recovery password into escrow", _claim),
-    Step("formatted", "erase; write GPT, BitLocker and NTFS; unlock it again", _format),
+    Step("wiped", "have the old content discarded, or overwritten", _wipe),
+    Step("formatted", "write GPT, BitLocker and NTFS; unlock it again", _format),
     Step("filled", "copy the packs, checking each against the seal", _fill),
     Step("manifest", "write DriveManifest.xml", _write_manifest),
     Step("verified", "read everything back through a fresh open and compare", _read_back),
     Step("sealed", "declare the disk finished", _seal),
 )
+
+
+def _description_of(order: Order) -> str:
+    return f"diskprep job {order.seed.job_name} disk {order.share.serial} "
 
 
 class _Meter:

@@ -19,6 +19,7 @@ from diskprep import cleanup, clock, compare, durable, replica
 from diskprep.datacenter.server import Datacenter
 from diskprep.disk import plan as disk_plan
 from diskprep.disk import prepare, target
+from diskprep.disk.record import PreparedDisk
 from diskprep.errors import DataDamaged, DiskprepError, RestoreDiffers, SourceIncomplete, UsageError
 from diskprep.events import Emit, Note
 from diskprep.importjob import job as import_job
@@ -43,7 +44,6 @@ ACCOUNT = "rehearsal"
 CONTAINER = "container"
 VAULT = "vault"
 JOB_NAME = "rehearsal"
-SUBSCRIPTION = "00000000-0000-4000-8000-000000000000"
 RESOURCE_GROUP = "rehearsal"
 LOCATION = "westeurope"
 CARRIER = "DHL"
@@ -129,7 +129,8 @@ def rehearse(options: Options, emit: Emit, *, account: Account | None = None) ->
         trip.say("rehearsal", f"what was made until then is left in {root}")
         raise
     except KeyboardInterrupt:
-        _leave(root, keep=())
+        if not options.keep:
+            _leave(root, keep=())
         raise
     if not options.keep:
         _leave(root, keep=("summary.json",) if options.workdir else ())
@@ -190,7 +191,7 @@ def _stage(trip: _Trip, size_bytes: int) -> None:
             job_name=JOB_NAME,
             storage_account=trip.account.name,
             container=CONTAINER,
-            subscription_id=SUBSCRIPTION,
+            subscription_id=preflight.SUBSCRIPTION,
             resource_group=RESOURCE_GROUP,
             location=LOCATION,
             hostname=socket.gethostname(),
@@ -216,7 +217,7 @@ def _stage(trip: _Trip, size_bytes: int) -> None:
     )
 
 
-def _prepare(trip: _Trip, seed: Seed, seal: Seal) -> list[prepare.PreparedDisk]:
+def _prepare(trip: _Trip, seed: Seed, seal: Seal) -> list[PreparedDisk]:
     folder = trip.root / "disks"
     durable.make_directory(folder)
     plan = _plan(trip.options, seal)
@@ -244,7 +245,7 @@ def _prepare(trip: _Trip, seed: Seed, seal: Seal) -> list[prepare.PreparedDisk]:
     return prepared
 
 
-def _create_job(trip: _Trip, service: AzureImportService, seed: Seed, disks: Sequence[prepare.PreparedDisk]) -> None:
+def _create_job(trip: _Trip, service: AzureImportService, seed: Seed, disks: Sequence[PreparedDisk]) -> None:
     drives = [
         Drive(
             drive_id=disk.serial,
@@ -278,7 +279,7 @@ def _datacenter(
     service: AzureImportService,
     datacenter: Datacenter,
     seed: Seed,
-    disks: Sequence[prepare.PreparedDisk],
+    disks: Sequence[PreparedDisk],
 ) -> None:
     with trip.summary.stage("datacenter") as meter:
         datacenter.receive(seed.job_name, {disk.serial: disk.path for disk in disks}, trip.emit)
@@ -414,7 +415,7 @@ def _pack_bytes(options: Options, size_bytes: int) -> int:
     return max(64 << 10, min(16 << 20, size_bytes // ((options.disks or 2) * 16)))
 
 
-def _password_of(disk: prepare.PreparedDisk) -> Secret[str]:
+def _password_of(disk: PreparedDisk) -> Secret[str]:
     assert disk.recovery_password is not None, "a rehearsal prepares every disk itself"
     return disk.recovery_password
 

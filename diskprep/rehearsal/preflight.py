@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import stat
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from diskprep import durable, process
 from diskprep.errors import NotFound, StorageFull, UsageError
+from diskprep.seed import Staging
 
 #: Trees any Debian has, the most interesting first; the first of a fitting size is rehearsed when none is named.
 DEFAULT_SOURCES = ("/usr", "/usr/lib", "/usr/share", "/usr/bin", "/etc")
 _FITTING_BYTES = range(150_000_000, 700_000_000)
 
+#: No real subscription: what it marks is a rehearsal's.
+SUBSCRIPTION = "00000000-0000-4000-8000-000000000000"
+
+_OCTAL = re.compile(r"\\([0-7]{3})")  # how mountinfo writes spaces
 _MARK = ".diskprep-rehearsal"
 _OWN = ("staging", "disks", "container", "vault", "restored", "restored-later", "source-copy", "journals", "account")
 _OWN_FILES = ("passphrase", "summary.json", "certificate.json", "datacenter.sqlite", "datacenter.sqlite-*")
@@ -114,7 +121,8 @@ def clear_one(root: Path, name: str) -> None:
 
 
 def clear(root: Path, *, keep: tuple[str, ...] = ()) -> None:
-    """Remove what a rehearsal left in its folder, and nothing else."""
+    """Remove what a rehearsal left in its folder, and nothing else. Raises UsageError when something else is in it."""
+    _check_clearable(root)
     try:
         for name in _OWN:
             if name not in keep and (root / name).exists():
@@ -163,14 +171,25 @@ def _mark(root: Path) -> Path:
 
 
 def _remove_tree(path: Path) -> None:
-    """rmtree that also enters folders a restored tree left without permissions."""
+    """rmtree that also enters folders which a restored tree left without permissions."""
 
-    def retry(_function: object, name: str, _error: object) -> None:
+    def retry(function: Callable[..., object], name: str, _error: object) -> None:
         Path(name).parent.chmod(0o700)
-        if Path(name).is_dir() and not Path(name).is_symlink():
+        if function in (os.rmdir, os.unlink):
+            function(name)
+        else:  # it could not be opened or listed
             Path(name).chmod(0o700)
-            shutil.rmtree(name, onerror=retry)
-        else:
-            Path(name).unlink(missing_ok=True)
+            shutil.rmtree(name)
 
     shutil.rmtree(path, onerror=retry)
+
+
+def _check_clearable(root: Path) -> None:
+    """Refuse to remove what is no rehearsal's: a staging of a real job, or anything that is mounted in the folder."""
+    seed = Staging(root / "staging").seed_file
+    if seed.exists() and durable.read_json(seed).get("subscription_id") != SUBSCRIPTION:
+        raise UsageError(f"{seed.parent} is the staging of a real job", hint="choose another --workdir")
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        point = Path(_OCTAL.sub(lambda found: chr(int(found[1], 8)), line.split(" ")[4]))
+        if point != root and point.is_relative_to(root):
+            raise UsageError(f"{point} is mounted inside the working folder", hint=f"umount {point}")

@@ -23,6 +23,8 @@ from diskprep.errors import DiskFailed, Locked
 _BLKGETSIZE64 = 0x80081272
 _BLKSSZGET = 0x1268
 _BLKFLSBUF = 0x1261
+_BLKGETDISKSEQ = 0x80081280
+_BLKDISCARD = 0x1277
 
 
 class BlockDevice(Protocol):
@@ -69,6 +71,21 @@ class Device:
     @property
     def is_block_device(self) -> bool:
         return self._block
+
+    @property
+    def identity(self) -> tuple[int, int, int]:
+        """What stays the same as long as it is this very image or this very attachment of a disk.
+
+        Device and inode of an image; the device number and the kernel's count of attachments of a block device.
+        """
+        status = os.fstat(self._descriptor)
+        if not self._block:
+            return 0, status.st_dev, status.st_ino
+        try:
+            sequence = struct.unpack("Q", fcntl.ioctl(self._descriptor, _BLKGETDISKSEQ, b"\0" * 8))[0]
+        except OSError:
+            sequence = 0  # kernels before 5.15 do not count
+        return 1, status.st_rdev, int(sequence)
 
     @property
     def number(self) -> int:
@@ -118,6 +135,22 @@ class Device:
         except OSError as error:
             self._failed = True
             raise DiskFailed(f"{self._path} could not write its data to the medium: {error.strerror}") from error
+
+    def discard(self) -> bool:
+        """Give up everything the disk holds; False when it does not offer that. An image becomes one hole."""
+        try:
+            if self._block:
+                fcntl.ioctl(self._descriptor, _BLKDISCARD, struct.pack("QQ", 0, self._size))
+            else:
+                os.ftruncate(self._descriptor, 0)
+                os.ftruncate(self._descriptor, self._size)
+            os.fsync(self._descriptor)
+        except OSError as error:
+            if self._block and error.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL):
+                return False
+            self._failed = True
+            raise DiskFailed(f"cannot discard what is on {self._path}: {error.strerror}") from error
+        return True
 
     def drop_cache(self) -> None:
         """Forget cached pages, so that the next reads come from the medium. Call after `sync`. Raises DiskFailed."""

@@ -20,7 +20,7 @@ from diskprep.secrets import Secret
 from diskprep.volume import gpt
 from diskprep.volume.bitlocker import Metadata, Method, NotBitLocker, Volume, unlock
 from diskprep.volume.bitlocker.layout import BootSector
-from diskprep.volume.bitlocker.metadata import create, read_guid
+from diskprep.volume.bitlocker.metadata import create, read_identity
 from diskprep.volume.device import BlockDevice, Device, open_memory
 from diskprep.volume.ntfs import names
 from diskprep.volume.ntfs.reader import Reader
@@ -111,11 +111,11 @@ def open_disk(device: BlockDevice, recovery_password: Secret[str]) -> Volume:
     return unlock(device, recovery_password, start_bytes=start, size_bytes=size)
 
 
-def read_volume_guid(device: BlockDevice) -> uuid.UUID | None:
-    """Which BitLocker volume a disk carries, without its password; None when it carries none that can be read."""
+def read_volume_identity(device: BlockDevice) -> tuple[uuid.UUID, str] | None:
+    """Identifier and description of the BitLocker volume on a disk, without its password; None when there is none."""
     try:
         start, size = _find_volume(device)
-        return read_guid(device, start_bytes=start, size_bytes=size)
+        return read_identity(device, start_bytes=start, size_bytes=size)
     except DataDamaged:
         return None
 

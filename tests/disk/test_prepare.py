@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 import signal
@@ -17,13 +18,22 @@ from support import need_root, run
 
 import journal
 from diskprep import durable, escrow, events
-from diskprep.disk import keys, prepare, target, verify
+from diskprep.disk import keys, prepare, record, target, verify
 from diskprep.disk import plan as plans
-from diskprep.errors import DataDamaged, DiskRefused, Locked, NotFound, ReadBackFailed
+from diskprep.errors import (
+    DataDamaged,
+    DiskRefused,
+    JobConflict,
+    Locked,
+    NotFound,
+    ReadBackFailed,
+    StorageUnavailable,
+)
 from diskprep.exchange.manifest import parse_manifest
 from diskprep.seal import FileKind, Seal, SealedFile
 from diskprep.secrets import Secret
 from diskprep.seed import Seed, Staging, save_seed
+from diskprep.volume.bitlocker import Method
 from diskprep.volume.device import open_for_reading
 from diskprep.volume.format import open_disk
 from diskprep.volume.ntfs import Reader
@@ -127,14 +137,14 @@ def test_the_same_command_again_leaves_a_sealed_disk_alone(bench: Bench) -> None
     again = prepare.prepare_disk(order, events.silent)
     assert hashlib.sha256(order.target.path.read_bytes()).digest() == before
     assert again == replace(first, recovery_password=None)
-    assert prepare.recorded(bench.staging, "WD-0001") == again
+    assert record.recorded(bench.staging, order.share, bench.seal.digest) == again
 
 
 def test_a_disk_that_was_replaced_since_is_prepared_again(bench: Bench) -> None:
     order = bench.order()
     first = prepare.prepare_disk(order, events.silent)
     order.target.path.write_bytes(bytes(128 * MIB))
-    second = prepare.prepare_disk(order, events.silent)
+    second = prepare.prepare_disk(bench.order(), events.silent)
     assert second.volume_guid != first.volume_guid
     assert len(read_all(bench, order)) == 5
 
@@ -146,7 +156,7 @@ def test_a_staging_that_changed_is_not_shipped(bench: Bench) -> None:
     with pytest.raises(DataDamaged, match="not what the seal says"):
         prepare.prepare_disk(order, events.silent)
     with pytest.raises(NotFound, match="not sealed"):
-        prepare.recorded(bench.staging, "WD-0001")
+        record.recorded_disk(bench.staging, "WD-0001")
 
 
 def test_read_back_finds_a_changed_byte_anywhere_in_the_files(bench: Bench) -> None:
@@ -182,6 +192,11 @@ def test_a_journal_of_another_job_is_refused_and_the_disk_not_touched(bench: Ben
     other = replace(order, seed=replace(order.seed, job_name="other-job"))
     with pytest.raises(DiskRefused, match="another disk or job"):
         prepare.prepare_disk(other, events.silent)
+    elsewhere = replace(
+        other, journal_path=bench.root / "elsewhere/WD-0001.journal", staging=Staging(bench.root / "s2")
+    )
+    with pytest.raises(DiskRefused, match="carries the data of job test-job"):
+        prepare.prepare_disk(elsewhere, events.silent)
     assert hashlib.sha256(order.target.path.read_bytes()).digest() == before
 
 
@@ -194,7 +209,74 @@ def test_a_second_preparation_of_the_same_disk_at_once_is_refused(bench: Bench) 
         prepare.prepare_disk(order, events.silent)
 
 
-@pytest.mark.parametrize("step", ["claimed", "formatted", "batch", "manifest", "verified"])
+def test_a_sealed_disk_is_known_on_another_computer_by_the_mirror_alone(bench: Bench) -> None:
+    order = bench.order()
+    first = prepare.prepare_disk(order, events.silent)
+    elsewhere = replace(order, journal_path=bench.root / "elsewhere/WD-0001.journal")
+    assert prepare.prepare_disk(elsewhere, events.silent) == replace(first, recovery_password=None)
+
+
+def test_other_inputs_than_a_sealed_disk_was_made_from_are_refused(bench: Bench) -> None:
+    order = bench.order()
+    prepare.prepare_disk(order, events.silent)
+    for change, says in (
+        ({"container_sas": Secret("container?sig=renewed")}, "signature"),
+        ({"method": Method.AES_CBC_128}, "method"),
+        ({"share": replace(order.share, packs=order.share.packs[:-1])}, "share"),
+    ):
+        with pytest.raises(DiskRefused, match=f"another {says}"):
+            prepare.prepare_disk(replace(order, **change), events.silent)  # type: ignore[arg-type]
+
+
+def test_a_disk_sealed_with_other_packs_than_planned_does_not_count(bench: Bench) -> None:
+    order = bench.order()
+    prepare.prepare_disk(order, events.silent)
+    with pytest.raises(JobConflict, match="other packs"):
+        record.recorded(bench.staging, replace(order.share, packs=order.share.packs[:-1]), bench.seal.digest)
+    with pytest.raises(JobConflict, match="other packs"):
+        record.recorded(bench.staging, order.share, "another seal")
+
+
+def test_a_disk_whose_job_is_created_is_not_made_anew(bench: Bench) -> None:
+    bench.staging.job_file.write_text("{}")
+    with pytest.raises(DiskRefused, match="created already"):
+        prepare.prepare_disk(bench.order(), events.silent)
+
+
+def test_old_content_does_not_travel(bench: Bench) -> None:
+    path = bench.root / "WD-0001.img"
+    path.write_bytes(b"old secret plans" * (8 * MIB))
+    prepare.prepare_disk(bench.order(), events.silent)
+    assert b"old secret plans" not in path.read_bytes()
+
+
+def test_earlier_recovery_passwords_are_kept(bench: Bench) -> None:
+    first = prepare.prepare_disk(bench.order(), events.silent)
+    (bench.root / "WD-0001.img").write_bytes(bytes(128 * MIB))
+    second = prepare.prepare_disk(bench.order(), events.silent)
+    kept = json.loads((bench.staging.escrow / "WD-0001.json").read_text())["sealed_recovery_passwords"]
+    purpose = f"diskprep recovery password/{bench.seed.repository_id}/test-job/WD-0001"
+    opened = [escrow.unseal(bench.private, bytes.fromhex(value), purpose) for value in kept]
+    assert opened == [second.recovery_password, first.recovery_password]
+
+
+def test_a_mirror_that_cannot_be_written_leaves_the_disk_unsealed(bench: Bench) -> None:
+    order = bench.order()
+    real = prepare.STEPS[-2].action
+
+    def and_break_the_mirror(run: prepare._Run) -> dict[str, object]:
+        run.journal._drop_mirror(OSError(5, "gone"))
+        return real(run)
+
+    steps = (*prepare.STEPS[:-2], replace(prepare.STEPS[-2], action=and_break_the_mirror), prepare.STEPS[-1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "STEPS", steps)
+        with pytest.raises(StorageUnavailable, match="mirror"):
+            prepare.prepare_disk(order, events.silent)
+    assert prepare.prepare_disk(order, events.silent).manifest_hash
+
+
+@pytest.mark.parametrize("step", ["claimed", "wiped", "formatted", "batch", "manifest", "verified"])
 def test_a_kill_after_any_step_leaves_an_unfinished_disk_and_the_same_command_finishes_it(
     tmp_path: Path, step: str
 ) -> None:
@@ -229,7 +311,7 @@ def test_a_kill_after_any_step_leaves_an_unfinished_disk_and_the_same_command_fi
     )
     assert killed.returncode == -signal.SIGKILL
     with pytest.raises(NotFound, match="not sealed"):
-        prepare.recorded(bench.staging, "WD-0001")
+        record.recorded_disk(bench.staging, "WD-0001")
     order = bench.order()
     prepare.prepare_disk(order, events.silent)
     assert len(read_all(bench, order)) == 3

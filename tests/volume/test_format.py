@@ -17,7 +17,7 @@ from diskprep.secrets import Secret
 from diskprep.volume import gpt
 from diskprep.volume.bitlocker import Method, generate_recovery_password, keys
 from diskprep.volume.device import Device, create_image, open_for_reading, open_for_writing, open_memory
-from diskprep.volume.format import Layout, format_disk, open_disk, read_volume_guid
+from diskprep.volume.format import Layout, format_disk, open_disk, read_volume_identity
 from diskprep.volume.ntfs import Filler, Reader, reserve
 
 
@@ -36,7 +36,8 @@ def test_a_new_disk_has_one_partition_and_an_empty_ntfs(pristine_disk: MadeDisk)
         assert partition.first_lba == 2048
         assert (partition.last_lba + 1) * 512 % MIB == 0
         assert gpt.read(device).disk_guid == pristine_disk.layout.disk_guid
-        assert read_volume_guid(device) == pristine_disk.layout.volume_guid == volume.metadata.guid
+        assert read_volume_identity(device) == (volume.metadata.guid, volume.metadata.description)
+        assert volume.metadata.guid == pristine_disk.layout.volume_guid
         assert volume.metadata.created == CREATED
         assert volume.metadata.description == "host TEST-1"
 
@@ -148,13 +149,13 @@ def test_a_disk_that_was_interrupted_at_any_write_is_not_recognised(
             with _Failing(used, writes=writes) as device:
                 make(device, password)
         except DiskFailed:
-            assert read_volume_guid(used) is None
+            assert read_volume_identity(used) is None
             with pytest.raises(DataDamaged):
                 open_disk(used, password)
         else:
             break
     assert writes > 10
-    assert read_volume_guid(used) is not None
+    assert read_volume_identity(used) is not None
 
 
 @pytest.mark.parametrize("place", [MIB + 11, MIB + 4 * 4096 + 100, MIB + 62 * MIB - 600])

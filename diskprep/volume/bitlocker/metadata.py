@@ -167,12 +167,16 @@ def open_copies(
     raise MetadataDamaged(f"all three copies of the BitLocker metadata are damaged: {failures[0].message}")
 
 
-def read_guid(device: BlockDevice, *, start_bytes: int, size_bytes: int) -> uuid.UUID:
-    """The volume's identifier, which is not secret, from the first copy that can be read. Raises DataDamaged."""
+def read_identity(device: BlockDevice, *, start_bytes: int, size_bytes: int) -> tuple[uuid.UUID, str]:
+    """The volume's identifier and description, which are not secret, from the first copy that can be read.
+
+    Raises DataDamaged.
+    """
     boot = layout.parse_boot_sector(device.pread(512, start_bytes))
     for offset in boot.copy_offsets:
         with contextlib.suppress(DataDamaged):
-            return _read_copy(device, start_bytes, size_bytes, boot, offset).guid
+            copy = _read_copy(device, start_bytes, size_bytes, boot, offset)
+            return copy.guid, _description(copy)
     raise MetadataDamaged("all three copies of the BitLocker metadata are damaged")
 
 
@@ -218,17 +222,21 @@ def _open_copy(copy: MetadataCopy, boot: BootSector, protector: Protector) -> tu
 
 
 def _describe(copy: MetadataCopy, boot: BootSector, method: Method) -> Metadata:
-    text = next((d.body for d in copy.datums if d.role == Role.DESCRIPTION and d.type == DatumType.TEXT), b"")
     return Metadata(
         method=method,
         guid=copy.guid,
         created=layout.from_filetime(copy.created_filetime),
-        description=text.decode("utf-16-le", "replace").rstrip("\0"),
+        description=_description(copy),
         sector_bytes=boot.sector_bytes,
         encrypted_bytes=copy.encrypted_bytes,
         copy_offsets=copy.copy_offsets,
         header_offset=copy.header_offset,
     )
+
+
+def _description(copy: MetadataCopy) -> str:
+    text = next((d.body for d in copy.datums if d.role == Role.DESCRIPTION and d.type == DatumType.TEXT), b"")
+    return text.decode("utf-16-le", "replace").rstrip("\0")
 
 
 def _master_key(copy: MetadataCopy, protector: Protector) -> Secret[bytes]:

@@ -14,6 +14,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Final
 
+from diskprep import interrupts
 from diskprep.durable import Buffer
 from diskprep.errors import DataDamaged
 from diskprep.volume.device import BlockDevice
@@ -87,7 +88,7 @@ class Filler:
     def _plan(self, overlay: Overlay, files: Sequence[SourceFile], on_bytes: Callable[[int], None]) -> list[_Planned]:
         """Place all files; the content of small ones becomes part of the changes at once."""
         planned = []
-        with Mount(self._library, overlay) as mount, Tree(mount) as tree:
+        with interrupts.held(), Mount(self._library, overlay) as mount, Tree(mount) as tree:
             tree.know([path for path, is_directory in self._existing.values() if is_directory])
             for source in files:
                 with tree.file(source.path) as inode:

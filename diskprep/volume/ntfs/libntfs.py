@@ -119,7 +119,10 @@ class Backend(Protocol):
 
 
 class Mount:
-    """An NTFS volume mounted for writing on a Backend. Use as a context manager; leaving it flushes the library."""
+    """An NTFS volume mounted for writing on a Backend. Use as a context manager; leaving it flushes the library.
+
+    The main thread uses it within `interrupts.held`: an exception in the middle of a callback would be lost.
+    """
 
     def __init__(self, library_: ctypes.CDLL, backend: Backend) -> None:
         self._lib, self._backend = library_, backend

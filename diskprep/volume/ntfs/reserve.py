@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
+from diskprep import interrupts
 from diskprep.errors import DataDamaged
 from diskprep.volume.device import Device
 from diskprep.volume.ntfs import selftest
@@ -63,7 +64,7 @@ def _allocate(memory: Device, cluster_bytes: int) -> list[int]:
     """
     for holders in range(_TRIES):
         with overlay_on(memory, cluster_bytes) as overlay:
-            with Mount(selftest.library(), overlay) as mount:
+            with interrupts.held(), Mount(selftest.library(), overlay) as mount:
                 with Tree(mount) as tree:
                     folder = tree.directory(FOLDER)
                     mount.set_attributes(folder, HIDDEN_SYSTEM)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from typing import Final
 
-from diskprep import process
+from diskprep import interrupts, process
 from diskprep.errors import DataDamaged
 from diskprep.volume.device import open_memory
 from diskprep.volume.ntfs import libntfs
@@ -30,7 +30,7 @@ def run(candidate: ctypes.CDLL) -> None:
         with Reader(memory) as reader:
             cluster_bytes = reader.geometry.cluster_bytes
         with overlay_on(memory, cluster_bytes) as overlay:
-            with Mount(candidate, overlay) as mount, Tree(mount) as tree:
+            with interrupts.held(), Mount(candidate, overlay) as mount, Tree(mount) as tree:
                 with tree.file("folder/small") as inode:
                     write_small(mount, inode, small)
                 with tree.file("folder/large") as inode:

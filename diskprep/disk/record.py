@@ -1,0 +1,89 @@
+"""A finished disk, as its journal tells it. Other computers read the journal's mirror in the staging."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import journal
+from diskprep import durable
+from diskprep.disk import keys
+from diskprep.disk.plan import DiskPlan
+from diskprep.errors import JobConflict, JournalDamaged, NotFound
+from diskprep.secrets import Secret
+from diskprep.seed import Staging
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedDisk:
+    """A sealed disk. `recovery_password` is None when an earlier run sealed it: then it is in escrow only."""
+
+    serial: str
+    path: Path
+    size_bytes: int
+    payload_bytes: int
+    files: int
+    manifest_file: str
+    manifest_hash: str
+    volume_guid: str
+    share: str
+    seal: str
+    recovery_password: Secret[str] | None = None
+
+
+def share_digest(share: DiskPlan) -> str:
+    """SHA-256 in hex of the names of the packs of a share, in order."""
+    return hashlib.sha256("\n".join(pack.name for pack in share.packs).encode()).hexdigest()
+
+
+def recorded(staging: Staging, share: DiskPlan, seal_digest: str) -> PreparedDisk:
+    """A disk of the plan as the staging's mirror of its journal tells it.
+
+    Raises NotFound when it is not sealed, JobConflict when it was sealed with something else, JournalDamaged.
+    """
+    disk = recorded_disk(staging, share.serial)
+    if (disk.share, disk.seal) != (share_digest(share), seal_digest):
+        raise JobConflict(
+            f"disk {disk.serial} was sealed with other packs than the plan says",
+            hint="give all disks of the plan to `diskprep disk prepare` again",
+        )
+    return disk
+
+
+def recorded_disk(staging: Staging, serial: str) -> PreparedDisk:
+    """A sealed disk as the mirror of its journal tells it, whatever is on it. Raises NotFound or JournalDamaged."""
+    path = staging.journals / f"{keys.check_serial(serial)}.journal"
+    if not path.exists():
+        raise NotFound(f"the staging has no journal of disk {serial}", hint="prepare the disk first")
+    try:
+        identity, *records = journal.read(path)
+    except journal.JournalDamaged as error:
+        raise JournalDamaged(str(error), hint="use the copy computer's own journal of this disk") from error
+    except OSError as error:
+        raise durable.storage_error(error, f"read {path}") from error
+    sealed = sealed_disk(identity.fields, records)
+    if sealed is None:
+        raise NotFound(f"disk {serial} is not sealed", hint="give the same `diskprep disk prepare` command again")
+    return sealed
+
+
+def sealed_disk(identity: Mapping[str, Any], records: Sequence[journal.Record]) -> PreparedDisk | None:
+    """The disk that a journal describes, or None when its last word is not that it is sealed."""
+    if not records or records[-1].type != "sealed":
+        return None
+    last = {record.type: record.fields for record in records}
+    return PreparedDisk(
+        serial=str(identity["serial"]),
+        path=Path(str(last["claimed"]["path"])),
+        size_bytes=int(identity["size_bytes"]),
+        payload_bytes=int(last["claimed"]["payload_bytes"]),
+        files=int(last["claimed"]["packs"]),
+        manifest_file=str(last["manifest"]["file"]),
+        manifest_hash=str(last["manifest"]["hash"]),
+        volume_guid=str(last["formatted"]["volume_guid"]),
+        share=str(last["claimed"]["share"]),
+        seal=str(last["claimed"]["seal"]),
+    )
