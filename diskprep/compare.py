@@ -2,7 +2,8 @@
 
 It reads the trees with its own code and shares none with what backs them up or restores them, so that an error there
 cannot hide itself here. Times are nanoseconds, paths are bytes relative to the root (`b""` is the root itself).
-Sockets are left out: no backup keeps them.
+Left out is what the repository format cannot keep: sockets, attributes whose names are not UTF-8, and which FIFOs are
+hard links of each other.
 """
 
 # Names need not be text, so paths are bytes here, which pathlib does not take.
@@ -100,7 +101,7 @@ def fingerprint(root: Path, *, contents: bool = True) -> Fingerprint:
             if entry is None:
                 continue
             entries[path] = entry
-            if entry.type is not EntryType.DIRECTORY and status.st_nlink > 1:
+            if entry.type not in (EntryType.DIRECTORY, EntryType.FIFO) and status.st_nlink > 1:
                 first_of.setdefault((status.st_dev, status.st_ino), []).append(path)
             if contents and entry.type is EntryType.FILE:
                 batch.append(path)
@@ -174,10 +175,18 @@ def _entry(path: bytes, status: os.stat_result) -> Entry | None:
 
 def _xattrs(path: bytes) -> tuple[tuple[str, bytes], ...] | None:
     try:
-        names = [n for n in os.listxattr(path, follow_symlinks=False) if n.startswith(_XATTR_PREFIXES)]
+        names = [n for n in os.listxattr(path, follow_symlinks=False) if n.startswith(_XATTR_PREFIXES) and _is_text(n)]
         return tuple((name, os.getxattr(path, name, follow_symlinks=False)) for name in sorted(names))
     except OSError:
         return None
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _hash_files(top: bytes, paths: list[bytes]) -> dict[bytes, bytes | OSError]:

@@ -114,8 +114,8 @@ def make_directory(path: Path, *, mode: int = 0o700) -> None:
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
-    """`write_file` of `document` as indented JSON with sorted keys."""
-    write_file(path, (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+    """`write_file` of `document` as indented JSON with sorted keys. Text that is no UTF-8 keeps its escapes."""
+    write_file(path, (json.dumps(document, indent=2, sort_keys=True) + "\n").encode("ascii"))
 
 
 def read_json(path: Path, *, limit_bytes: int = 1 << 30) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from diskprep.errors import UsageError
 _COPY_BYTES = 1 << 26
 _SHARE_CHANGED = 0.03
 _CHANGES_MAX = 5000
+_FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 _NO_REFLINK = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 
 
@@ -59,14 +60,16 @@ class _Copier:
             if seen is not None:
                 _copy_metadata(source, target, seen)
                 continue
-            status = os.lstat(source) if path else os.stat(source)
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(target, 0o700)
-            pending.append((path, status))
             try:
+                status = os.lstat(source) if path else os.stat(source)
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(target, 0o700)
+                pending.append((path, status))
                 with os.scandir(source) as found:
                     entries = sorted(found, key=lambda entry: entry.name)
             except OSError as error:
+                if not path or error.errno in _FATAL:
+                    raise
                 self._skip(path, error)
                 continue
             for entry in entries:
@@ -96,7 +99,7 @@ class _Copier:
             if status.st_nlink > 1:
                 self._linked[identity] = target
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            if error.errno in _FATAL:
                 raise
             self._skip(path, error)
 

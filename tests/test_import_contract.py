@@ -32,7 +32,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("diskprep.seal", "diskprep.seed", "diskprep.escrow"),
     ("diskprep.store",),
     ("diskprep.durable", "diskprep.process"),
-    ("diskprep.errors", "diskprep.events", "diskprep.secrets", "diskprep.clock"),
+    (
+        "diskprep.errors",
+        "diskprep.events",
+        "diskprep.secrets",
+        "diskprep.clock",
+        "diskprep.interrupts",
+        "diskprep.compiled",
+    ),
 )
 
 #: What a layer-mate may know of another all the same, and why.
@@ -51,6 +58,7 @@ DOORS = {
     "tqdm": ("diskprep.cli",),
     "sqlite3": ("diskprep.datacenter",),
     "ctypes": ("diskprep.volume.ntfs",),
+    "numba": ("diskprep.compiled",),
 }
 
 

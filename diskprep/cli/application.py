@@ -10,7 +10,7 @@ import typer
 from typer.exceptions import TyperException
 
 from diskprep import __version__
-from diskprep.errors import Interrupted, UsageError
+from diskprep.errors import UsageError
 
 #: word on the command line -> module of this package, and what of it: a command, or the group `app`; in help's order
 COMMANDS = {
@@ -35,20 +35,19 @@ def run(arguments: list[str]) -> int:
         print(f"diskprep {__version__}")
         return 0
     application = build([asked] if asked in COMMANDS else COMMANDS)
-    result: object
-    try:
-        result = typer.main.get_command(application).main(arguments, "diskprep", standalone_mode=False)
+    command = typer.main.get_command(application)
+    try:  # not the library's own main: it would turn interrupts and errors of output into exit codes of its own
+        with command.make_context("diskprep", arguments) as context:
+            command.invoke(context)
     except typer.Exit as done:
-        result = done.exit_code
+        return done.exit_code
     except typer.Abort:
         raise KeyboardInterrupt from None
     except TyperException as error:
         if not error.format_message():  # a noun alone: its help was printed
             return UsageError.exit_code
         raise UsageError(error.format_message(), hint="diskprep COMMAND --help shows what there is") from None
-    if result == Interrupted.exit_code:  # what the library makes of a KeyboardInterrupt
-        raise KeyboardInterrupt
-    return result if isinstance(result, int) else 0
+    return 0
 
 
 def build(words: Iterable[str]) -> typer.Typer:

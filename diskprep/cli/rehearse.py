@@ -16,7 +16,7 @@ from diskprep.volume.bitlocker import Method
 def rehearse(
     source: Annotated[
         Path | None,
-        typer.Argument(help="The folder or file to back up; without it a tree every Debian has.", show_default=False),
+        typer.Argument(help="The folder to back up; without it a tree every Debian has.", show_default=False),
     ] = None,
     workdir: Annotated[
         Path | None,

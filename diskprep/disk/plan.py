@@ -95,12 +95,11 @@ def takes(size_bytes: int, need_bytes: int) -> bool:
 
 
 def size_for(payload: Iterable[SealedFile], disks: int) -> int:
-    """The smallest whole MiB size of which `disks` equal disks hold the packs, and one disk fewer does not."""
+    """A size, in whole MiB and hardly larger than needed, of which `disks` equal disks hold the packs spread evenly."""
     packs = tuple(payload)
     total = sum(footprint_bytes(pack) for pack in packs)
-    largest = max((footprint_bytes(pack) for pack in packs), default=0)
-    size = max(MIN_DISK_BYTES, (total // disks + (16 << 20)) >> 20 << 20)
-    while not takes(size, largest) or usable_bytes(size) * disks < total or _pack_count(packs, size, disks) > disks:
+    size = max(MIN_DISK_BYTES, (total // disks) >> 20 << 20)
+    while _place(packs, [size] * disks, spread=True)[1]:
         size += 1 << 20
     return size
 
@@ -119,18 +118,10 @@ def make_plan(seal: Seal, offers: Sequence[Offer], *, spread: bool = False) -> P
         if offer.size_bytes < MIN_DISK_BYTES:
             raise UsageError(f"disk {offer.serial} is smaller than {MIN_DISK_BYTES >> 20} MiB")
     order = sorted(offers, key=lambda offer: (-offer.size_bytes, offer.serial))
-    room = [usable_bytes(offer.size_bytes) for offer in order]
-    shares: list[list[SealedFile]] = [[] for _ in order]
-    left_over = 0
-    for pack in sorted(seal.data_packs, key=lambda pack: (-pack.size_bytes, pack.name)):
-        need = footprint_bytes(pack)
-        fits = [index for index, free in enumerate(room) if free >= need and takes(order[index].size_bytes, need)]
-        slot = max(fits, key=lambda index: room[index], default=None) if spread else next(iter(fits), None)
-        if slot is None:
-            left_over += need
-        else:
-            room[slot] -= need
-            shares[slot].append(pack)
+    sizes = [offer.size_bytes for offer in order]
+    shares, left_over = _place(seal.data_packs, sizes, spread=spread)
+    if left_over and spread:  # an even spread wastes a little room; filling up may still do
+        shares, left_over = _place(seal.data_packs, sizes, spread=False)
     if left_over:
         raise DisksInsufficient(
             f"the {len(offers)} disks given hold all but {left_over / 1e9:.3f} GB of the seed",
@@ -148,19 +139,21 @@ def make_plan(seal: Seal, offers: Sequence[Offer], *, spread: bool = False) -> P
     return Plan(job_name=seal.job_name, seal_digest=seal.digest, disks=tuple(used))
 
 
-def _pack_count(packs: tuple[SealedFile, ...], size: int, limit: int) -> int:
-    """How many disks of `size` the packs need; stops counting past `limit`."""
-    room: list[int] = []
-    for need in sorted((footprint_bytes(pack) for pack in packs), reverse=True):
-        for index, free in enumerate(room):
-            if free >= need:
-                room[index] -= need
-                break
+def _place(packs: Iterable[SealedFile], sizes: Sequence[int], *, spread: bool) -> tuple[list[list[SealedFile]], int]:
+    """The packs of each disk, and the footprint in bytes of those that found no room."""
+    room = [usable_bytes(size) for size in sizes]
+    shares: list[list[SealedFile]] = [[] for _ in sizes]
+    left_over = 0
+    for pack in sorted(packs, key=lambda pack: (-pack.size_bytes, pack.name)):
+        need = footprint_bytes(pack)
+        fits = [index for index, free in enumerate(room) if free >= need and takes(sizes[index], need)]
+        slot = max(fits, key=lambda index: room[index], default=None) if spread else next(iter(fits), None)
+        if slot is None:
+            left_over += need
         else:
-            room.append(usable_bytes(size) - need)
-            if len(room) > limit:
-                break
-    return len(room)
+            room[slot] -= need
+            shares[slot].append(pack)
+    return shares, left_over
 
 
 def save_plan(path: Path, plan: Plan) -> None:

@@ -7,6 +7,7 @@ with the beginning.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
@@ -108,33 +109,41 @@ def rehearse(options: Options, emit: Emit, *, account: Account | None = None) ->
     preflight.check_tools()
     if options.disks is not None and not 1 <= options.disks <= disk_plan.MAX_DRIVES:
         raise UsageError(f"--disks is 1 to {disk_plan.MAX_DRIVES}: an import job takes no more drives")
+    if options.disk_bytes is not None and options.disk_bytes < disk_plan.MIN_DISK_BYTES:
+        raise UsageError(f"--disk-size is {disk_plan.MIN_DISK_BYTES >> 20}M at least, not {options.disk_bytes} bytes")
     source = preflight.check_source(options.source) if options.source else preflight.default_source()
-    root = preflight.open_workdir(options.workdir, source)
-    trip = _Trip(
-        options=options,
-        source=source,
-        root=root,
-        account=account or _directory_account(root),
-        staging=Staging(root / "staging"),
-        passphrase=generate_passphrase(),
-        summary=Summary(source=str(source), workdir=str(root)),
-        emit=emit,
-        expected=[],
-    )
-    try:
-        _walk(trip)
-    except DiskprepError as error:
-        trip.summary.error = error.message
-        durable.write_json(root / "summary.json", trip.summary.document())
-        trip.say("rehearsal", f"what was made until then is left in {root}")
-        raise
-    except KeyboardInterrupt:
+    with preflight.workdir_for(options.workdir, source) as root:
+        trip = _Trip(
+            options=options,
+            source=source,
+            root=root,
+            account=account or _directory_account(root),
+            staging=Staging(root / "staging"),
+            passphrase=generate_passphrase(),
+            summary=Summary(source=_shown(source), workdir=_shown(root)),
+            emit=emit,
+            expected=[],
+        )
+        try:
+            _walk(trip)
+        except DiskprepError as error:
+            trip.summary.error = error.message.encode("utf-8", "backslashreplace").decode()
+            with contextlib.suppress(DiskprepError):  # the first error is the one to tell
+                durable.write_json(root / "summary.json", trip.summary.document())
+            trip.say("rehearsal", f"what was made until then is left in {root}")
+            raise
+        except KeyboardInterrupt:
+            if not options.keep:
+                _leave(root, keep=())
+            raise
         if not options.keep:
-            _leave(root, keep=())
-        raise
-    if not options.keep:
-        _leave(root, keep=("summary.json",) if options.workdir else ())
+            _leave(root, keep=("summary.json",) if options.workdir else ())
     return trip.summary
+
+
+def _shown(path: Path) -> str:
+    """A path as text that can be written anywhere: names need not be UTF-8."""
+    return compare.display(os.fsencode(path))
 
 
 def _leave(root: Path, *, keep: tuple[str, ...]) -> None:
@@ -147,13 +156,15 @@ def _leave(root: Path, *, keep: tuple[str, ...]) -> None:
 def _walk(trip: _Trip) -> None:
     size = preflight.measure(trip.source)
     trip.say("preflight", f"source {trip.source}: {size.entries} entries, {size.size_bytes / 1e6:.1f} MB")
+    if not size.size_bytes:
+        raise UsageError(f"{trip.source} holds no file data, so there is nothing to ship", hint="choose another SOURCE")
     preflight.check_space(trip.root, size)
     durable.write_file(trip.root / "passphrase", trip.passphrase.reveal().encode() + b"\n")
 
     _stage(trip, size.size_bytes)
     seed, seal = load_seed(trip.staging), load_seal(trip.staging.seal_file)
     if not seal.data_packs:
-        raise UsageError(f"{trip.source} holds no file data, so there is nothing to ship", hint="choose another SOURCE")
+        raise SourceIncomplete(f"nothing in {trip.source} could be read, so there is nothing to ship")
     disks = _prepare(trip, seed, seal)
 
     token = Secret(secrets.token_hex(16))
@@ -241,7 +252,7 @@ def _prepare(trip: _Trip, seed: Seed, seal: Seal) -> list[PreparedDisk]:
             disk = prepare.prepare_disk(order, trip.emit)
             prepared.append(disk)
             meter.bytes += disk.payload_bytes
-            trip.summary.disks.append(DiskFigures(serial=disk.serial, image=str(image), bytes=disk.payload_bytes))
+            trip.summary.disks.append(DiskFigures(serial=disk.serial, image=_shown(image), bytes=disk.payload_bytes))
     return prepared
 
 
@@ -337,9 +348,10 @@ def _backup_changed(trip: _Trip, repository: Repository, name: str, *, change: i
             emit=trip.emit,
         )
         meter.bytes = result.bytes_processed
-    if result.unreadable:
-        raise SourceIncomplete(f"the copy of the source could not be read: {result.unreadable[0]}")
-    trip.expected.append(_Expected(name=name, snapshot=result.snapshot, truth=truth, stored=result.bytes_stored))
+    unread = frozenset(truth.unreadable)
+    trip.expected.append(
+        _Expected(name=name, snapshot=result.snapshot, truth=truth, ignore=unread, stored=result.bytes_stored)
+    )
     trip.say(
         f"incremental {change}",
         f"snapshot {result.snapshot[:8]} {name}: {len(changes)} changes, {result.bytes_stored / 1e6:.2f} MB stored",
@@ -356,7 +368,8 @@ def _restore_all(trip: _Trip) -> None:
             meter.bytes = result.bytes_restored
         with trip.summary.stage(f"compare {number}") as meter:
             found = compare.fingerprint(into / trip.source.relative_to("/"))
-            different = compare.differences(point.truth, found, ignore=point.ignore)
+            ignore = point.ignore | _cannot_be_made(point.truth)
+            different = compare.differences(point.truth, found, ignore=ignore)
             meter.bytes = result.bytes_restored
         if different:
             raise RestoreDiffers(
@@ -375,6 +388,13 @@ def _restore_all(trip: _Trip) -> None:
         trip.say(f"restore {number}", f"{point.name}: {len(point.truth.entries)} entries as they were")
         if number > 1:
             preflight.clear_one(trip.root, "restored-later")
+
+
+def _cannot_be_made(tree: compare.Fingerprint) -> frozenset[bytes]:
+    """Device nodes, when we are not root: the restore told them, and nobody but root can make them."""
+    if os.geteuid() == 0:
+        return frozenset()
+    return frozenset(path for path, entry in tree.entries.items() if entry.device is not None)
 
 
 def _cleanup(trip: _Trip, seal: Seal, certificate: Certificate) -> None:

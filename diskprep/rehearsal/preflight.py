@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from diskprep import durable, process
-from diskprep.errors import NotFound, StorageFull, UsageError
+from diskprep.errors import Locked, NotFound, StorageFull, UsageError
 from diskprep.seed import Staging
 
 #: Trees any Debian has, the most interesting first; the first of a fitting size is rehearsed when none is named.
@@ -25,6 +27,7 @@ SUBSCRIPTION = "00000000-0000-4000-8000-000000000000"
 
 _OCTAL = re.compile(r"\\([0-7]{3})")  # how mountinfo writes spaces
 _MARK = ".diskprep-rehearsal"
+_REMOVING = ".removing-"
 _OWN = ("staging", "disks", "container", "vault", "restored", "restored-later", "source-copy", "journals", "account")
 _OWN_FILES = ("passphrase", "summary.json", "certificate.json", "datacenter.sqlite", "datacenter.sqlite-*")
 
@@ -84,14 +87,35 @@ def check_source(source: Path) -> Path:
     return resolved
 
 
-def open_workdir(workdir: Path | None, source: Path) -> Path:
-    """The folder the rehearsal works in: new, empty, or of an earlier rehearsal, whose results are then removed.
+@contextmanager
+def workdir_for(workdir: Path | None, source: Path) -> Iterator[Path]:
+    """The folder the rehearsal works in, alone: new, empty, or of an earlier rehearsal, whose results are then removed.
 
-    Raises UsageError when it holds anything else, or when it and the source lie in each other's way.
+    Raises UsageError when it holds anything else, or when it and the source lie in each other's way; Locked when
+    another rehearsal is in it.
     """
     if workdir is None:
-        return _mark(Path(tempfile.mkdtemp(prefix="diskprep-rehearsal-", dir="/var/tmp")))
-    root = workdir.absolute().resolve()
+        root = Path(tempfile.mkdtemp(prefix="diskprep-rehearsal-", dir="/var/tmp"))
+    else:
+        root = _check_workdir(workdir.absolute().resolve(), source)
+    mark = root / _MARK
+    used = mark.exists()
+    if not used:
+        durable.write_file(mark, b"This folder was made by diskprep rehearse. The next rehearsal here removes it.\n")
+    descriptor = os.open(mark, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Locked(f"another rehearsal is working in {root}", hint="choose another --workdir") from None
+        if used:
+            clear(root)
+        yield root
+    finally:
+        os.close(descriptor)
+
+
+def _check_workdir(root: Path, source: Path) -> Path:
     if root == source or root.is_relative_to(source):
         raise UsageError(f"the working folder {root} is inside the source", hint="choose one outside: --workdir DIR")
     if any(source == root / name or source.is_relative_to(root / name) for name in _OWN):
@@ -102,13 +126,11 @@ def open_workdir(workdir: Path | None, source: Path) -> Path:
         durable.make_directory(root)
     elif not root.is_dir():
         raise UsageError(f"{root} is not a folder")
-    elif (root / _MARK).exists():
-        clear(root)
-    else:
+    elif not (root / _MARK).exists():
         others = [child for child in root.iterdir() if child != source and not source.is_relative_to(child)]
         if others:
             raise UsageError(f"the working folder {root} is not empty", hint="name a new one; nothing was removed")
-    return _mark(root)
+    return root
 
 
 def clear_one(root: Path, name: str) -> None:
@@ -163,25 +185,29 @@ def check_tools() -> None:
     process.require("mkntfs")
 
 
-def _mark(root: Path) -> Path:
-    durable.write_file(
-        root / _MARK, b"This folder was made by diskprep rehearse. The next rehearsal here removes it.\n"
-    )
-    return root
+def _remove_tree(top: Path) -> None:
+    """Remove a tree of any depth, also folders without permissions, without following links.
 
-
-def _remove_tree(path: Path) -> None:
-    """rmtree that also enters folders which a restored tree left without permissions."""
-
-    def retry(function: Callable[..., object], name: str, _error: object) -> None:
-        Path(name).parent.chmod(0o700)
-        if function in (os.rmdir, os.unlink):
-            function(name)
-        else:  # it could not be opened or listed
-            Path(name).chmod(0o700)
-            shutil.rmtree(name)
-
-    shutil.rmtree(path, onerror=retry)
+    A folder in a folder is moved up to `top` first, so that no path gets long and nothing is entered recursively.
+    """
+    pending, number = [top], 0
+    while pending:
+        directory = pending.pop()
+        directory.chmod(0o700)
+        with os.scandir(directory) as found:
+            entries = list(found)
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                Path(entry.path).chmod(0o700)  # or it may not be moved
+                number += 1
+                moved = top / f"{_REMOVING}{os.getpid()}-{number}"
+                Path(entry.path).rename(moved)
+                pending.append(moved)
+            else:
+                Path(entry.path).unlink()
+        if directory != top:
+            directory.rmdir()
+    top.rmdir()
 
 
 def _check_clearable(root: Path) -> None:

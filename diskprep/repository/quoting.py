@@ -108,9 +108,12 @@ def _format_second(second: int) -> tuple[str, str]:
 
 @lru_cache(maxsize=4096)
 def _zone_offset_s(quarter_hour: int) -> int:
-    """The local zone's offset; zones change it on quarters of an hour only."""
+    """The local zone's offset in whole minutes, which is what the text can say: local mean times had odd seconds.
+
+    Looked up by the quarter of an hour, on which zones change it; another offset would be the same moment all the same.
+    """
     offset = (_EPOCH + timedelta(seconds=quarter_hour * 900)).astimezone().utcoffset()
-    return int(offset.total_seconds()) if offset is not None else 0
+    return int(offset.total_seconds() / 60) * 60 if offset is not None else 0
 
 
 def _quote_sign(sign: str) -> str:

@@ -6,22 +6,15 @@ can be rolled in one loop, which hides the latency of the table look-ups; the sm
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
+
+from diskprep.compiled import compiled
 
 _WINDOW = 64
 _PIECE = 8192
 _MASK = (1 << 20) - 1
-
-
-def _compiled(function: Callable[..., Any]) -> Any:
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # neither the package nor the home directory can keep a compiled copy
-        return numba.njit(nogil=True)(function)
 
 
 def _warm(data: Any, at: Any, mods: Any) -> Any:
@@ -31,7 +24,7 @@ def _warm(data: Any, at: Any, mods: Any) -> Any:
     return digest
 
 
-_warmed = _compiled(_warm)
+_warmed = compiled(_warm)
 
 
 def _find(data: Any, first: Any, stop: Any, outs: Any, mods: Any) -> Any:  # noqa: PLR0912 - one loop, four lanes
@@ -81,4 +74,4 @@ def _find(data: Any, first: Any, stop: Any, outs: Any, mods: Any) -> Any:  # noq
     return np.int64(-1)
 
 
-find = _compiled(_find)
+find = compiled(_find)

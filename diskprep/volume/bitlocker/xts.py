@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import threading
 
-import numba
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from numpy.typing import NDArray
 
+from diskprep.compiled import compiled
 from diskprep.durable import Buffer
 from diskprep.secrets import Secret
 
@@ -25,7 +25,7 @@ _TOP = np.uint64(63)
 _POLYNOMIAL = np.uint64(0x87)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _spread(tweaks: NDArray[np.uint64], mask: NDArray[np.uint64], sectors: int, sector_words: int) -> None:
     """Fill `mask` with the running tweaks of `sectors` sectors of `sector_words` 64-bit words."""
     at = 0
