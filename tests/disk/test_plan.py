@@ -30,7 +30,7 @@ def offers(*sizes: int) -> list[plans.Offer]:
 
 @settings(deadline=None, max_examples=60)
 @given(
-    st.lists(st.integers(1, 64 * MIB), min_size=1, max_size=80),
+    st.lists(st.integers(1, 32 * MIB), min_size=1, max_size=80),
     st.lists(st.integers(96, 2048), min_size=1, max_size=10),
     st.booleans(),
 )
