@@ -7,7 +7,7 @@ hard links of each other.
 """
 
 # Names need not be text, so paths are bytes here, which pathlib does not take.
-# ruff: noqa: PTH115, PTH116, PTH118
+# ruff: noqa: PTH115, PTH116
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from diskprep.errors import StorageUnavailable
+from diskprep.reach import reachable
 
 _READ_BYTES = 1 << 20
 _BATCH_FILES, _BATCH_BYTES = 256, 64 << 20
@@ -97,7 +98,12 @@ def fingerprint(root: Path, *, contents: bool = True) -> Fingerprint:
         batch: list[bytes] = []
         batch_bytes = 0
         for path, status in _walk(top, unreadable):
-            entry = _entry(os.path.join(top, path) if path else top, status)
+            try:
+                with reachable(top, path) as place:
+                    entry = _entry(place, status)
+            except OSError as error:  # gone meanwhile
+                unreadable[path] = error.strerror or str(error)
+                continue
             if entry is None:
                 continue
             entries[path] = entry
@@ -132,7 +138,7 @@ def _walk(top: bytes, unreadable: dict[bytes, str]) -> Iterator[tuple[bytes, os.
     while pending:
         directory = pending.pop()
         try:
-            with os.scandir(os.path.join(top, directory) if directory else top) as found:
+            with reachable(top, directory) as place, os.scandir(place) as found:
                 names = sorted(entry.name for entry in found)
         except OSError as error:
             unreadable[directory] = error.strerror or str(error)
@@ -140,7 +146,8 @@ def _walk(top: bytes, unreadable: dict[bytes, str]) -> Iterator[tuple[bytes, os.
         for name in names:
             path = directory + b"/" + name if directory else name
             try:
-                status = os.lstat(os.path.join(top, path))
+                with reachable(top, path) as place:
+                    status = os.lstat(place)
             except OSError as error:
                 unreadable[path] = error.strerror or str(error)
                 continue
@@ -195,7 +202,8 @@ def _hash_files(top: bytes, paths: list[bytes]) -> dict[bytes, bytes | OSError]:
     found: dict[bytes, bytes | OSError] = {}
     for path in paths:
         try:
-            found[path] = _hash_file(os.path.join(top, path), buffer)
+            with reachable(top, path) as place:
+                found[path] = _hash_file(place, buffer)
         except OSError as error:
             found[path] = error
     return found

@@ -20,6 +20,7 @@ from pathlib import Path
 from diskprep import durable
 from diskprep.compare import display
 from diskprep.errors import UsageError
+from diskprep.reach import reachable
 
 _COPY_BYTES = 1 << 26
 _SHARE_CHANGED = 0.03
@@ -56,62 +57,61 @@ class _Copier:
         pending: list[tuple[bytes, os.stat_result | None]] = [(path, None)]
         while pending:
             path, seen = pending.pop()
-            source, target = self._paths(path)
-            if seen is not None:
-                _copy_metadata(source, target, seen)
-                continue
             try:
-                status = os.lstat(source) if path else os.stat(source)
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(target, 0o700)
-                pending.append((path, status))
-                with os.scandir(source) as found:
-                    entries = sorted(found, key=lambda entry: entry.name)
+                with self._places(path) as (source, target):
+                    if seen is not None:
+                        _copy_metadata(source, target, seen)
+                        continue
+                    status = os.lstat(source) if path else os.stat(source)
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(target, 0o700)
+                    pending.append((path, status))
+                    with os.scandir(source) as found:
+                        entries = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in found]
             except OSError as error:
                 if not path or error.errno in _FATAL:
                     raise
                 self._skip(path, error)
                 continue
-            for entry in entries:
-                below = path + b"/" + entry.name if path else entry.name
-                if entry.is_dir(follow_symlinks=False):
+            for name, is_directory in sorted(entries):
+                below = path + b"/" + name if path else name
+                if is_directory:
                     pending.append((below, None))
                 else:
                     self._other(below)
 
     def _other(self, path: bytes) -> None:
-        source, target = self._paths(path)
         try:
-            status = os.lstat(source)
-            if stat.S_ISSOCK(status.st_mode):
-                return
-            identity = (status.st_dev, status.st_ino)
-            if status.st_nlink > 1 and identity in self._linked:
-                os.link(self._linked[identity], target, follow_symlinks=False)
-                return
-            if stat.S_ISREG(status.st_mode):
-                _copy_file(source, target)
-            elif stat.S_ISLNK(status.st_mode):
-                os.symlink(os.readlink(source), target)
-            else:
-                os.mknod(target, stat.S_IFMT(status.st_mode) | 0o600, status.st_rdev)
-            _copy_metadata(source, target, status)
-            if status.st_nlink > 1:
-                self._linked[identity] = target
+            with self._places(path) as (source, target):
+                status = os.lstat(source)
+                if stat.S_ISSOCK(status.st_mode):
+                    return
+                identity = (status.st_dev, status.st_ino)
+                if status.st_nlink > 1 and identity in self._linked:
+                    with reachable(self._target, self._linked[identity]) as first:
+                        os.link(first, target, follow_symlinks=False)
+                    return
+                if stat.S_ISREG(status.st_mode):
+                    _copy_file(source, target)
+                elif stat.S_ISLNK(status.st_mode):
+                    os.symlink(os.readlink(source), target)
+                else:
+                    os.mknod(target, stat.S_IFMT(status.st_mode) | 0o600, status.st_rdev)
+                _copy_metadata(source, target, status)
+                if status.st_nlink > 1:
+                    self._linked[identity] = path
         except OSError as error:
             if error.errno in _FATAL:
                 raise
             self._skip(path, error)
 
-    def _paths(self, path: bytes) -> tuple[bytes, bytes]:
-        return _below(self._source, path), _below(self._target, path)
+    @contextlib.contextmanager
+    def _places(self, path: bytes) -> Iterator[tuple[bytes, bytes]]:
+        with reachable(self._source, path) as source, reachable(self._target, path) as target:
+            yield source, target
 
     def _skip(self, path: bytes, error: OSError) -> None:
         self.left_out.append(f"{display(path)}: {error.strerror}")
-
-
-def _below(root: bytes, path: bytes) -> bytes:
-    return os.path.join(root, path) if path else root
 
 
 def _copy_file(source: bytes, target: bytes) -> None:
@@ -191,7 +191,7 @@ class _DaysWork:
         self._root, self._rng = root, rng
         self._directories, self._files = [b""], list[bytes]()
         for directory in self._directories:
-            with contextlib.suppress(PermissionError), os.scandir(os.path.join(root, directory)) as found:
+            with contextlib.suppress(OSError), os.scandir(os.path.join(root, directory)) as found:
                 for entry in sorted(found, key=lambda entry: entry.name):
                     path = os.path.join(directory, entry.name)
                     if entry.is_dir(follow_symlinks=False):

@@ -39,6 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "diskprep.clock",
         "diskprep.interrupts",
         "diskprep.compiled",
+        "diskprep.reach",
     ),
 )
 
@@ -58,7 +59,10 @@ DOORS = {
     "tqdm": ("diskprep.cli",),
     "sqlite3": ("diskprep.datacenter",),
     "ctypes": ("diskprep.volume.ntfs",),
-    "numba": ("diskprep.compiled",),
+    "numba": (
+        "diskprep.compiled",
+        "diskprep.reach",
+    ),
 }
 
 

@@ -199,6 +199,7 @@ def _entry_of(descriptor: int) -> Entry:
 
 
 def _xattrs(target: int | bytes, *, follow: bool) -> tuple[tuple[bytes, bytes], ...]:
+    """Names and values. A name that is not UTF-8 is left out: the repository format would change it into another."""
     try:
         # A descriptor refuses follow_symlinks; it has nothing to follow.
         names = os.listxattr(target) if follow else os.listxattr(target, follow_symlinks=False)
@@ -208,6 +209,8 @@ def _xattrs(target: int | bytes, *, follow: bool) -> tuple[tuple[bytes, bytes], 
         raise
     found = []
     for name in names:
+        if not name.isprintable() and any("\udc80" <= sign <= "\udcff" for sign in name):
+            continue
         try:
             value = os.getxattr(target, name) if follow else os.getxattr(target, name, follow_symlinks=False)
         except OSError as error:
