@@ -14,12 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from support import windows_volumes_archive
 from trip import Seeded, Trip, new_trip, seeded
 
 from diskprep.secrets import Secret
 from diskprep.store.azure import AzureAccount, AzureStore
 from diskprep.store.directory import DirectoryStore
+
+# A machine may be busy: how long one example takes says nothing. In CI the same examples are tried every time.
+settings.register_profile("steady", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("steady")
 
 #: The folders of slower tests, in the order in which they run after all others.
 _LATE = ("disk", "datacenter", "vault", "cleanup", "store", "volume", "staging", "readers", "e2e")

@@ -252,6 +252,11 @@ def _prepare(trip: _Trip, seed: Seed, seal: Seal) -> list[PreparedDisk]:
             disk = prepare.prepare_disk(order, trip.emit)
             prepared.append(disk)
             meter.bytes += disk.payload_bytes
+            trip.say(
+                "disks",
+                f"{disk.serial}: {disk.files} packs, {disk.payload_bytes / 1e6:.1f} MB, BitLocker {order.method}, "
+                "read back and sealed",
+            )
             trip.summary.disks.append(DiskFigures(serial=disk.serial, image=_shown(image), bytes=disk.payload_bytes))
     return prepared
 
@@ -402,12 +407,13 @@ def _cleanup(trip: _Trip, seal: Seal, certificate: Certificate) -> None:
     vault = trip.account.container(VAULT)
     with trip.summary.stage("cleanup") as meter:
         plan = cleanup.plan(trip.staging, seal, certificate, container=container, vault=vault)
-        for line in plan.lines():
+        for line in plan.lines() if trip.options.keep else plan.lines()[:2]:
             trip.say("cleanup", line)
         if trip.options.keep:
             trip.say("cleanup", "--keep: nothing was removed")
         else:
             meter.bytes = cleanup.run(plan, trip.staging, seal, certificate, container=container, vault=vault)
+            trip.say("cleanup", f"removed {meter.bytes / 1e6:.1f} MB, all of it covered by the certificate")
 
 
 def _one_line(address: Address) -> str:

@@ -38,7 +38,12 @@ def publish(staging: Staging, seal: Seal, vault: Store, emit: Emit) -> int:
             done += file.size_bytes
             sent += file.size_bytes if new else 0
             emit(Progress(stage=_STAGE, done_bytes=done, total_bytes=total))
-    emit(Note(stage=_STAGE, text=f"{len(seal.online_files)} files are in {vault.location}, {sent} bytes of them new"))
+    emit(
+        Note(
+            stage=_STAGE,
+            text=f"{len(seal.online_files)} files of the small part are in the vault, {sent / 1e6:.1f} MB of them new",
+        )
+    )
     return sent
 
 
