@@ -4,7 +4,7 @@
 
 rehearse:
 	@.ci/prepare run
-	@.venv/bin/diskprep rehearse $(SOURCE)
+	@.venv/bin/diskprep rehearse $(if $(SOURCE),"$(SOURCE)")
 
 # Everything that must always hold: format, lint, types, import contract, and all tests but the slow sweeps.
 test: check
