@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import resource
 import signal
 import sys
 from typing import NoReturn
@@ -19,6 +20,7 @@ def main() -> NoReturn:
     _open_standard_streams()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # asks for a status line, and must not end what has none yet
     interrupts.install()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # memory holds keys
     # The application pulls in the stages; it is loaded here so that importing this package costs nothing.
     application = importlib.import_module("diskprep.cli.application")
     output = importlib.import_module("diskprep.cli.output")

@@ -69,7 +69,7 @@ def _report(summary: Summary, *, keep: bool) -> str:
             stage.name,
             output.size(stage.bytes) if stage.bytes else "",
             f"{stage.seconds:.1f} s",
-            f"{stage.megabytes_per_second:.0f}" if stage.bytes else "",
+            f"{stage.megabytes_per_second:.{0 if stage.megabytes_per_second >= 10 else 1}f}" if stage.bytes else "",
         )
         for stage in summary.stages
     ]
