@@ -42,6 +42,18 @@ def need_root() -> None:
         pytest.skip("needs root")
 
 
+def plain_user() -> tuple[str, ...]:
+    """What a command is prefixed with to run as somebody without any capability, who still owns root's files."""
+    need_root()
+    prefix = (need("unshare"), "--user", "--map-user=1000", "--map-group=1000", "--")
+    if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode != 0:
+        reason = "user namespaces are not allowed here (in a chroot they never are)"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return prefix
+
+
 def run(*argv: str | Path, stdin: str | None = None, env: dict[str, str] | None = None, ok: bool = True) -> str:
     """Run a program to its end and return both its streams; unless `ok` is False it must succeed."""
     done = subprocess.run(

@@ -140,7 +140,8 @@ def _uses(name: str) -> list[str]:
     base = _SYS_BLOCK / name
     members = [name, *(child.name for child in base.resolve().iterdir() if (child / "partition").exists())]
     numbers = {_text(_SYS_BLOCK / member / "dev"): member for member in members}
-    uses = [f"{member} is held by {holder.name}" for member in members for holder in _children(base, name, member)]
+    uses = ["the system is on it"] if disk_under(Path("/")) == name else []
+    uses += [f"{member} is held by {holder.name}" for member in members for holder in _children(base, name, member)]
     uses += [f"{numbers[number]} is mounted at {point}" for number, point in _mounts() if number in numbers]
     uses += [f"{member} is swap space" for member in members if member in _swaps()]
     return uses
@@ -157,16 +158,17 @@ def _mounts() -> set[tuple[str, str]]:
     btrfs and overlay report an anonymous device; their source field names the real one, so both are returned.
     """
     found: set[tuple[str, str]] = set()
-    seen: set[str] = set()
+    seen: set[tuple[str, str]] = set()
     for process in [Path("/proc/self"), *(p for p in Path("/proc").iterdir() if p.name.isdigit())]:
         try:
-            namespace = str((process / "ns/mnt").readlink())
-            if namespace in seen:
+            # A process in a chroot sees only the mounts below its root.
+            view = str((process / "ns/mnt").readlink()), str((process / "root").readlink())
+            if view in seen:
                 continue
             text = (process / "mountinfo").read_text(errors="surrogateescape")
         except OSError:
             continue
-        seen.add(namespace)
+        seen.add(view)
         for line in text.splitlines():
             fields = line.split(" ")
             source = fields[fields.index("-") + 2]

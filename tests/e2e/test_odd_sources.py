@@ -9,12 +9,20 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import diskprep, diskprep_json, make_tree, need, need_root, run
+from support import diskprep, diskprep_json, make_tree, need_root, plain_user, run
 
 from diskprep.rehearsal import preflight
+
+
+@pytest.fixture(autouse=True)
+def _deep_trees_removed(tmp_path: Path) -> Iterator[None]:
+    """The test runner's own removal is recursive."""
+    yield
+    run("rm", "-rf", *tmp_path.iterdir())
 
 
 def bury(root: Path, name: str, depth: int) -> None:
@@ -71,10 +79,8 @@ def test_an_odd_tree_comes_back(tmp_path: Path, zone: str) -> None:
 
 @pytest.mark.root
 def test_an_odd_tree_comes_back_to_a_plain_user_and_what_it_may_not_read_is_told(tmp_path: Path) -> None:
-    need_root()
-    plain_user = (need("unshare"), "--user", "--map-user=1000", "--map-group=1000", "--")
     done = subprocess.run(
-        [*plain_user, sys.executable, "-m", "diskprep", "rehearse", make_odd(tmp_path), "--workdir", tmp_path / "w"],
+        [*plain_user(), sys.executable, "-m", "diskprep", "rehearse", make_odd(tmp_path), "--workdir", tmp_path / "w"],
         capture_output=True,
         check=False,
         timeout=200,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import diskprep, diskprep_json, make_tree, need, need_root, run
+from support import diskprep, diskprep_json, make_tree, need, plain_user, run
 
 from diskprep import events
 from diskprep.rehearsal import journey
@@ -268,12 +268,10 @@ def test_the_same_journey_against_a_real_blob_server(tmp_path: Path, azurite: An
 @pytest.mark.root
 def test_image_files_need_no_root(tmp_path: Path) -> None:
     """In a user namespace, as a plain user: no capability is left, and only what belongs to that user can be opened."""
-    need_root()
     source = make_tree(tmp_path / "source", megabytes=1)
     (tmp_path / "home").mkdir()
-    plain_user = (need("unshare"), "--user", "--map-user=1000", "--map-group=1000", "--")
     done = subprocess.run(
-        [*plain_user, sys.executable, "-m", "diskprep", "rehearse", source, "--workdir", tmp_path / "work", "--json"],
+        [*plain_user(), sys.executable, "-m", "diskprep", "rehearse", source, "--workdir", tmp_path / "work", "--json"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

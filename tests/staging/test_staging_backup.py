@@ -94,7 +94,8 @@ def test_packs_are_whole_of_one_kind_and_as_large_as_asked(tmp_path: Path, repos
     stored = {item.name: item.size_bytes for item in repository.store.list("data/")}
     assert stored == {object_name(name): entry.size_bytes for name, entry in packs.items()}
     assert sum(stored.values()) == result.bytes_stored
-    assert sum(entry.kind is BlobKind.DATA for entry in packs.values()) >= 5
+    # 5.6 MB that do not compress; a pack is closed after the blob of at most 0.7 MB that reaches 1 MiB
+    assert sum(entry.kind is BlobKind.DATA for entry in packs.values()) >= 4
     for name, entry in packs.items():
         verify_pack(name, repository.store.read(object_name(name)), repository.key, entry)
 
