@@ -155,33 +155,55 @@ def run(
         raise CleanupRefused("the plan was made for another certificate or seal", hint="make the plan again")
     covered = _covered(seal, certificate)
     sources: dict[Place, Store] = {Place.STAGING: DirectoryStore(staging.repository), Place.CONTAINER: container}
-    for place in places:
-        _refuse_the_vault_itself(sources[place], vault)
+    # The container first: should anything be wrong with it, the staging is still there.
+    order = [place for place in (Place.CONTAINER, Place.STAGING) if place in places]
+    for place in order:
+        _refuse_the_vault_itself(sources[place], vault, certificate)
     gone_bytes = 0
-    for place in places:
+    for place in order:
         _refuse_other_certificate(vault, certificate)
         _refuse_changed_vault(covered, {stored.name: stored.size_bytes for stored in vault.list()})
         removals = [removal for removal in cleanup_plan.removals if removal.place is place]
-        gone_bytes += _empty(sources[place], removals, covered, emit)
+        gone_bytes += _empty(sources[place], vault, removals, covered, emit)
     if Place.STAGING in places:
         _remove_empty_directories(staging.repository)
     return gone_bytes
 
 
-def _empty(source: Store, removals: list[Removal], covered: Mapping[str, SealedFile], emit: Emit) -> int:
+def _empty(source: Store, vault: Store, removals: list[Removal], covered: Mapping[str, SealedFile], emit: Emit) -> int:
     """Delete from one place what is still there of the removals, when all of it is what is covered."""
     there = {stored.name: stored.size_bytes for stored in source.list()}
     left = [removal for removal in removals if removal.name in there]
     for removal in left:
         if reason := _reason_to_keep(covered.get(removal.name), there[removal.name]):
             raise CleanupRefused(f"{removal.name} in {source.location} {reason}", hint="nothing was deleted there")
+    left.sort(key=lambda removal: removal.size_bytes)
     total, done = sum(removal.size_bytes for removal in left), 0
     for removal in left:
-        source.delete(removal.name)
+        if removal is left[0]:
+            _delete_and_look(source, vault, removal)
+        else:
+            source.delete(removal.name)
         done += removal.size_bytes
         emit(Progress(stage=_STAGE, done_bytes=done, total_bytes=total, item=removal.place))
     emit(Note(stage=_STAGE, text=f"{len(left)} objects, {done} bytes, were deleted from {source.location}"))
     return done
+
+
+def _delete_and_look(source: Store, vault: Store, removal: Removal) -> None:
+    """Delete the first object and see that the vault still has its own: one store can have many names.
+
+    Raises CleanupRefused when it has not; the object is put back then.
+    """
+    data = source.read(removal.name)
+    source.delete(removal.name)
+    there = vault.stat(removal.name)
+    if there is None or there.size_bytes != removal.size_bytes:
+        source.write(removal.name, [data])
+        raise CleanupRefused(
+            f"{source.location} is the vault {vault.location} under another name",
+            hint="nothing was deleted; what is imported straight into the vault stays there",
+        )
 
 
 def _covered(seal: Seal, certificate: Certificate) -> Mapping[str, SealedFile]:
@@ -222,8 +244,8 @@ def _refuse_other_certificate(vault: Store, certificate: Certificate) -> None:
         raise CleanupRefused("the vault holds another certificate for this job", hint=_HINT)
 
 
-def _refuse_the_vault_itself(source: Store, vault: Store) -> None:
-    same = source.location == vault.location
+def _refuse_the_vault_itself(source: Store, vault: Store, certificate: Certificate) -> None:
+    same = source.location == vault.location or source.stat(certificates.object_name(certificate.job_name)) is not None
     if isinstance(source, DirectoryStore) and isinstance(vault, DirectoryStore):
         with contextlib.suppress(OSError):
             same = same or source.root.samefile(vault.root)

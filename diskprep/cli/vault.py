@@ -46,7 +46,10 @@ def publish(
         sent = online.publish(place, load_seal(place.seal_file), store, screen.emit)
     repository = open_repository(store, secret)
     job = load_seed(place).job_name
-    if not any(hold.label == job for hold in repository.find_holds()):
+    holds = [hold for hold in repository.find_holds() if hold.label == job]
+    for hold in holds:
+        hold.refresh()
+    if not holds:
         repository.hold(job)
     print(f"in the vault: {output.size(sent)}; the packs follow on the disks")
     output.next_step(f"diskprep vault backup SOURCE --vault {vault}")

@@ -11,11 +11,14 @@ a file under `.blocks/` that the next first block of that name overwrites.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import hmac
 import os
+import stat
 import threading
 import urllib.parse
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -29,6 +32,7 @@ from diskprep.store import BlobStore, Store, StoredObject, check_name
 
 _BLOCKS = ".blocks"
 _COPY_BYTES = 1 << 26
+_NOT_BETWEEN_THESE = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # file systems without a common copy
 
 
 class DirectoryStore:
@@ -52,7 +56,8 @@ class DirectoryStore:
         pending = [top]
         try:
             while pending:
-                with os.scandir(pending.pop()) as entries:
+                with contextlib.suppress(FileNotFoundError), os.scandir(pending.pop()) as entries:
+                    # What is deleted meanwhile, as locks are, is not listed; nothing else is left out for it.
                     for entry in entries:
                         if entry.name.startswith("."):
                             continue
@@ -60,35 +65,41 @@ class DirectoryStore:
                             pending.append(Path(entry.path))
                         elif entry.is_file(follow_symlinks=False):
                             name = str(Path(entry.path).relative_to(self._root))
-                            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile, as locks are
+                            try:
                                 size_bytes = entry.stat(follow_symlinks=False).st_size
-                                yield StoredObject(name=name, size_bytes=size_bytes)
-        except FileNotFoundError:
-            return
+                            except FileNotFoundError:
+                                continue
+                            yield StoredObject(name=name, size_bytes=size_bytes)
         except OSError as error:
             raise durable.storage_error(error, f"list {top}") from error
 
     def stat(self, name: str) -> StoredObject | None:
         try:
-            return StoredObject(name=name, size_bytes=(self._root / check_name(name)).stat().st_size)
-        except FileNotFoundError:
+            status = (self._root / check_name(name)).lstat()
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise durable.storage_error(error, f"look at {name} in {self._root}") from error
+        return StoredObject(name=name, size_bytes=status.st_size) if stat.S_ISREG(status.st_mode) else None
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         try:
-            with (self._root / check_name(name)).open("rb", buffering=0) as stream:
-                wanted = os.fstat(stream.fileno()).st_size - offset if length is None else length
+            descriptor = os.open(self._root / check_name(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                wanted = os.fstat(descriptor).st_size - offset if length is None else length
                 data = bytearray()
                 while len(data) < wanted:
-                    part = os.pread(stream.fileno(), wanted - len(data), offset + len(data))
+                    part = os.pread(descriptor, wanted - len(data), offset + len(data))
                     if not part:
-                        raise DataDamaged(f"{name} in {self._root} is shorter than it should be")
+                        break
                     data += part
-                return bytes(data)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             raise durable.storage_error(error, f"read {name} in {self._root}") from error
+        if len(data) != wanted:
+            raise DataDamaged(f"{name} in {self._root} is shorter than it should be")
+        return bytes(data)
 
     def write(self, name: str, parts: Sequence[Buffer]) -> None:
         path = self._root / check_name(name)
@@ -115,7 +126,6 @@ class DirectoryStore:
                     self._staged[name].path.unlink(missing_ok=True)  # of a run that crashed
                 staged = self._staged[name]
                 offset, staged.end = staged.end, staged.end + len(data)
-                staged.ranges[block_id] = (offset, len(data))
             flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             descriptor = os.open(staged.path, flags, 0o600)
             try:
@@ -123,6 +133,8 @@ class DirectoryStore:
                 durable.write_all(descriptor, (data,))
             finally:
                 os.close(descriptor)
+            with self._lock:
+                staged.ranges[block_id] = (offset, len(data))  # only what was written counts
         except OSError as error:
             raise durable.storage_error(error, f"write a block of {name} in {self._root}") from error
 
@@ -150,7 +162,7 @@ class DirectoryStore:
             return False
         origin, path = source.root / check_name(name), self._root / name
         durable.make_directory(path.parent)
-        temporary = path.with_name(f"{durable.TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
+        temporary = path.with_name(f"{durable.TEMPORARY_PREFIX}{uuid.uuid4().hex}")
         try:
             with origin.open("rb") as reader, temporary.open("wb") as writer:
                 while os.copy_file_range(reader.fileno(), writer.fileno(), _COPY_BYTES):
@@ -162,6 +174,8 @@ class DirectoryStore:
         except OSError as error:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+            if error.errno in _NOT_BETWEEN_THESE:
+                return False
             raise durable.storage_error(error, f"copy {name} from {source.root} to {self._root}") from error
         return True
 

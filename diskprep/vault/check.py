@@ -36,9 +36,9 @@ def check(repository: Repository, *, read_data: bool = False, emit: Emit = silen
 
     Raises only when the store, an index file or a snapshot file cannot be read at all; all else is in `problems`.
     """
+    snapshots = repository.snapshots()  # before the index: what a backup adds meanwhile is then in the index
     repository.reload_index()
     problems = list(pack_problems(repository))
-    snapshots = repository.snapshots()
     walk = TreeWalk(repository)
     walk.run([snapshot.tree for snapshot in snapshots])
     problems += walk.problems

@@ -7,6 +7,7 @@ size is not copied again, but is read and verified again.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from diskprep.errors import DataDamaged, DiskprepError, IngestIncomplete, JobCon
 from diskprep.events import Emit, Note, Progress
 from diskprep.repository.pack import verify_pack
 from diskprep.repository.repository import Repository
+from diskprep.repository.snapshot import Snapshot
 from diskprep.seal import FileKind, Seal, SealedFile
 from diskprep.store import BlobStore
 from diskprep.vault import certificate as certificates
@@ -62,23 +64,13 @@ def ingest(
     """
     if repository.id != seal.repository_id:
         raise JobConflict(f"{vault.location} holds another repository than the seal describes")
-    repository.reload_index()
-    arrived = {stored.name: stored.size_bytes for stored in container.list("data/")}
-    present = {stored.name: stored.size_bytes for stored in vault.list("data/")}
-    _bring_packs(_Bring(container, vault, repository, arrived, present), seal, placement, emit)
-    _verify_online_files(vault, repository, seal)
-    problems = list(pack_problems(repository))
-    walk = TreeWalk(repository)
-    snapshots = repository.snapshots()
-    walk.run([snapshot.tree for snapshot in snapshots])
-    problems += walk.problems
-    if seal.snapshot not in {snapshot.id for snapshot in snapshots}:
-        problems.append(f"the sealed snapshot {seal.snapshot} is not in the vault")
-    if problems:
-        raise DataDamaged(
-            f"{vault.location} is not whole: {'; '.join(problems[:3])}{_more(len(problems) - 3)}",
-            hint="publish the staging again, then ingest again; nothing was certified",
-        )
+    with repository.lock():
+        repository.reload_index()
+        _verify_online_files(vault, repository, seal)
+        arrived = {stored.name: stored.size_bytes for stored in container.list("data/")}
+        present = {stored.name: stored.size_bytes for stored in vault.list("data/")}
+        _bring_packs(_Bring(container, vault, repository, arrived, present), seal, placement, emit)
+        snapshots = _verify_whole(vault, repository, seal)
     certificate = Certificate(
         job_name=job_name,
         repository_id=repository.id,
@@ -95,6 +87,27 @@ def ingest(
     )
     certificates.save(certificate, vault, certificate_path)
     return certificate
+
+
+def _verify_whole(vault: BlobStore, repository: Repository, seal: Seal) -> list[Snapshot]:
+    """Every pack that the index names is there, every snapshot's trees and file contents are in the index.
+
+    The snapshots are listed before the index is read: what a backup adds meanwhile is then in the index too.
+    """
+    snapshots = repository.snapshots()
+    repository.reload_index()
+    problems = list(pack_problems(repository))
+    walk = TreeWalk(repository)
+    walk.run([snapshot.tree for snapshot in snapshots])
+    problems += walk.problems
+    if seal.snapshot not in {snapshot.id for snapshot in snapshots}:
+        problems.append(f"the sealed snapshot {seal.snapshot} is not in the vault")
+    if problems:
+        raise DataDamaged(
+            f"{vault.location} is not whole: {'; '.join(problems[:3])}{_more(len(problems) - 3)}",
+            hint="`diskprep vault check` tells more; nothing was certified, and the staging is to be kept",
+        )
+    return snapshots
 
 
 def _bring_packs(bring: _Bring, seal: Seal, placement: Mapping[str, str], emit: Emit) -> None:
@@ -159,13 +172,17 @@ class _Bring:
             if not self.vault.copy_from(self.container, file.name):
                 self.vault.write(file.name, [sealed_bytes(self.container, file)])
             reason = self._verify(file)
-            if reason:
+            if reason and not self._is_as_named(file):
                 self.vault.delete(file.name)  # a damaged pack under its name would hide that it is needed
         except NotFound:
             return _Outcome(file=file, fault=Fault.MISSING)
         except DataDamaged as error:
             reason = f": {error.message}"
         return _Outcome(file=file, fault=Fault.DAMAGED if reason else None, reason=reason)
+
+    def _is_as_named(self, file: SealedFile) -> bool:
+        """Whether the vault's pack hashes to its name: then the pack is right, and something else is wrong."""
+        return hashlib.sha256(self.vault.read(file.name)).hexdigest() == file.sha256
 
     def _verify(self, file: SealedFile) -> str:
         """Read the pack from the vault and open every blob; what is wrong with it, or nothing."""
@@ -181,7 +198,7 @@ class _Bring:
 
 
 def _verify_online_files(vault: BlobStore, repository: Repository, seal: Seal) -> None:
-    """Read what went online; it must be what was sealed, and tree packs must open as packs."""
+    """Read what went online; it must be what was sealed, tree packs must open, and an index must name every pack."""
 
     def verify(file: SealedFile) -> str:
         try:
@@ -194,10 +211,12 @@ def _verify_online_files(vault: BlobStore, repository: Repository, seal: Seal) -
         return ""
 
     wrong = [reason for reason in in_threads(vault, verify, seal.online_files) if reason]
+    named = repository.index.packs
+    wrong += [f"no index names {f.name}" for f in seal.data_packs if f.name.rpartition("/")[2] not in named]
     if wrong:
         raise IngestIncomplete(
             f"{len(wrong)} files that went online are not whole in the vault: {wrong[0]}{_more(len(wrong) - 1)}",
-            hint="publish the staging again, then ingest again",
+            hint="publish the staging again, then ingest again; nothing was changed",
         )
 
 

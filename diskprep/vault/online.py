@@ -16,6 +16,7 @@ from diskprep.seal import FileKind, Seal, SealedFile
 from diskprep.seed import Staging
 from diskprep.store import Store, StoredObject
 from diskprep.store.directory import DirectoryStore
+from diskprep.vault import certificate as certificates
 from diskprep.vault.reading import in_threads
 
 _STAGE = "publish"
@@ -26,10 +27,10 @@ def publish(staging: Staging, seal: Seal, vault: Store, emit: Emit) -> int:
     """Send what the vault does not have yet; return how many bytes that was. The same call again goes on.
 
     Raises DataDamaged when a file of the staging is not what was sealed, and JobConflict when the vault belongs to
-    another repository; then nothing was written.
+    another repository, was certified for this job, or has changed since; then nothing was written.
     """
     local = DirectoryStore(staging.repository)
-    _refuse_foreign(local, seal, vault)
+    _refuse_other_vault(local, seal, vault)
     there = {stored.name: stored for stored in vault.list()}
     total = sum(file.size_bytes for file in seal.online_files)
     done = sent = 0
@@ -58,13 +59,30 @@ def sealed_bytes(store: Store, file: SealedFile) -> bytes:
     return data
 
 
-def _refuse_foreign(local: Store, seal: Seal, vault: Store) -> None:
-    for file in seal.of_kind(FileKind.CONFIG):
-        if vault.stat(file.name) is not None and vault.read(file.name) != sealed_bytes(local, file):
+def _refuse_other_vault(local: Store, seal: Seal, vault: Store) -> None:
+    """Refuse a vault that is somebody else's, or that has lived on since: old index files would bring back packs that
+    are pruned, and the next backup would count on them."""
+    hint = "name another container for this job's vault; nothing was written"
+    names = {stored.name for stored in vault.list()}
+    if certificates.object_name(seal.job_name) in names:
+        raise JobConflict(
+            f"job {seal.job_name} was ingested into {vault.location} already", hint="nothing is to be done"
+        )
+    config = seal.of_kind(FileKind.CONFIG)[0]
+    if config.name in names:
+        if vault.read(config.name) != sealed_bytes(local, config):
+            raise JobConflict(f"{vault.location} already holds another repository", hint=hint)
+        gone = [f.name for f in seal.of_kind(FileKind.INDEX, FileKind.SNAPSHOT) if f.name not in names]
+        if gone:
             raise JobConflict(
-                f"{vault.location} already holds another repository",
-                hint="name another container for this job's vault; nothing was written",
+                f"{vault.location} has changed since this staging was published: {gone[0]} is gone",
+                hint="when it was lost and not pruned, `restic repair index` makes it again; nothing was written",
             )
+        return
+    ours = {file.name for file in seal.files}
+    foreign = [n for n in sorted(names - ours) if n.startswith(("keys/", "index/", "snapshots/"))]
+    if foreign:
+        raise JobConflict(f"{vault.location} is being filled by somebody else: {foreign[0]}", hint=hint)
 
 
 def _send(local: Store, file: SealedFile, vault: Store, there: StoredObject | None) -> tuple[SealedFile, bool]:

@@ -130,18 +130,24 @@ class Target:
 
     def finish(self, descriptor: int, node: Node, where: Callable[[], str]) -> None:
         """Give an open file or directory its owner, attributes, mode and times, in the order in which they last."""
+        self._set_xattrs(descriptor, node, where, user=True)  # needs the right to write, which the mode may take
         if self._owners:
             self._try(where, lambda: os.fchown(descriptor, node.uid, node.gid))
         self._try(where, lambda: os.fchmod(descriptor, stat.S_IMODE(node.unix_mode)))
-        self._set_xattrs(descriptor, node, where)
+        self._set_xattrs(descriptor, node, where, user=False)  # a change of owner would drop capabilities
         self._try(where, lambda: os.utime(descriptor, ns=(node.atime, node.mtime)))
 
     def warn(self, line: str) -> None:
         if len(self.warnings) < _WARNINGS_MAX:
             self.warnings.append(line)
 
-    def _set_xattrs(self, entry: int | bytes, node: Node, where: Callable[[], str]) -> None:
+    def _set_xattrs(
+        self, entry: int | bytes, node: Node, where: Callable[[], str], *, user: bool | None = None
+    ) -> None:
+        """Set attributes: those of users, all others, or (None) all."""
         for name, value in node.xattrs:
+            if user is not None and name.startswith(b"user.") is not user:
+                continue
             try:
                 if isinstance(entry, int):
                     os.setxattr(entry, name, value)

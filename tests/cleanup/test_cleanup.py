@@ -14,6 +14,7 @@ from diskprep.cleanup import CleanupPlan, Place
 from diskprep.errors import CleanupRefused
 from diskprep.seal import FileKind
 from diskprep.store import BlobStore, Store, StoredObject
+from diskprep.store.directory import DirectoryStore
 from diskprep.vault import certificate as certificates
 from diskprep.vault.certificate import Certificate
 
@@ -185,6 +186,38 @@ def test_the_vault_itself_is_never_cleaned(certified: tuple[Trip, Certificate]) 
     trip.staging.repository.rename(trip.staging.root / "moved/repository")
     Path(trip.staging.repository).symlink_to(trip.folder / "vault")
     assert "is the vault itself" in refused(trip, plan, certificate, Place.STAGING)
+
+
+def test_the_vault_under_another_name_is_not_emptied(certified: tuple[Trip, Certificate], tmp_path: Path) -> None:
+    trip, certificate = certified
+    alias = tmp_path / "alias"
+    alias.mkdir()
+    (alias / "data").symlink_to(trip.folder / "vault/data")  # a bind mount or another host name does the same
+    before = everything(trip)["vault"]
+    for store in (_Renamed(trip.vault), DirectoryStore(alias)):
+        plan = cleanup.plan(trip.staging, trip.seal, certificate, container=store, vault=trip.vault)
+        if not [removal for removal in plan.removals if removal.place is Place.CONTAINER]:
+            continue
+        with pytest.raises(CleanupRefused, match="the vault"):
+            cleanup.run(plan, trip.staging, trip.seal, certificate, container=store, vault=trip.vault)
+    assert everything(trip)["vault"] == before
+
+
+class _Renamed:
+    """A store under another name, without the object that would give it away."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    @property
+    def location(self) -> str:
+        return "somewhere else"
+
+    def stat(self, name: str) -> StoredObject | None:
+        return None if name.startswith("x-seed/") else self._store.stat(name)
 
 
 def test_planning_is_arithmetic_on_listings(certified: tuple[Trip, Certificate]) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable
@@ -18,8 +19,8 @@ from typing import Any
 import pytest
 from azure.storage.blob import ExponentialRetry
 
-from diskprep import clock
-from diskprep.errors import DataDamaged, DiskprepError, NotFound, NotSignedIn, StorageUnavailable
+from diskprep import clock, durable
+from diskprep.errors import DataDamaged, DiskprepError, NotFound, NotSignedIn, StorageFull, StorageUnavailable
 from diskprep.secrets import Secret
 from diskprep.store import Account, BlobStore
 from diskprep.store.azure import AzureAccount, AzureStore
@@ -285,3 +286,55 @@ def test_a_writer_killed_in_mid_write_leaves_nothing_visible(tmp_path: Path) -> 
         too_late.cancel()
     assert names(store) == ["data/aa/kept"]
     assert store.read("data/aa/kept") == b"before"
+
+
+def test_a_block_that_failed_cannot_be_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = DirectoryStore(tmp_path)
+    data = b"x" * 1000
+    digest = hashlib.md5(data).digest()
+    store.stage_block("a", "1", data, digest)
+
+    def full(*_arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "write_all", full)
+        with pytest.raises(StorageFull):
+            store.stage_block("a", "2", data, digest)
+    with pytest.raises(NotFound):
+        store.commit_blocks("a", ["1", "2"])
+    assert store.stat("a") is None
+
+
+def test_a_folder_that_vanishes_while_it_is_listed_hides_nothing_else(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    for name in ("a/1", "b/2", "c/3"):
+        store.write(name, [b"x"])
+    found = []
+    for item in store.list():
+        found.append(item.name)
+        if len(found) == 1:
+            other = next(name for name in ("a/1", "b/2", "c/3") if name != item.name)
+            store.delete(other)
+            (tmp_path / other).parent.rmdir()
+    assert len(found) == 2
+
+
+def test_a_copy_between_file_systems_is_left_to_the_caller(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
+        source, target = DirectoryStore(Path(memory)), DirectoryStore(tmp_path)
+        source.write("a", [b"data"])
+        if target.copy_from(source, "a"):
+            assert target.read("a") == b"data"  # a kernel that can
+        else:
+            assert list(target.list()) == []
+
+
+def test_links_in_a_directory_store_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"outside")
+    store = DirectoryStore(tmp_path / "store")
+    store.write("a", [b"x"])
+    (tmp_path / "store/link").symlink_to(tmp_path / "secret")
+    assert store.stat("link") is None
+    with pytest.raises(StorageUnavailable):
+        store.read("link")

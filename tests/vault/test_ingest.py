@@ -25,6 +25,7 @@ from diskprep.secrets import Secret
 from diskprep.store import StoredObject
 from diskprep.store.directory import DirectoryStore
 from diskprep.vault import certificate
+from diskprep.vault import ingest as ingestion
 from diskprep.vault.check import check
 from diskprep.vault.restore import restore
 
@@ -70,10 +71,56 @@ def test_only_what_is_not_a_data_pack_goes_online_and_only_once(trip: Trip) -> N
     assert trip.publish() == sum(file.size_bytes for file in trip.seal.online_files)
     assert {stored.name for stored in trip.vault.list()} == {file.name for file in trip.seal.online_files}
     assert trip.publish() == 0
-    in_directory(trip.vault, trip.seal.of_kind(FileKind.INDEX)[0].name).unlink()
     flip_middle(in_directory(trip.vault, trip.seal.of_kind(FileKind.TREE)[0].name))
-    again = [trip.seal.of_kind(FileKind.INDEX)[0], trip.seal.of_kind(FileKind.TREE)[0]]
-    assert trip.publish() == sum(file.size_bytes for file in again)
+    assert trip.publish() == trip.seal.of_kind(FileKind.TREE)[0].size_bytes
+
+
+def test_a_vault_that_lived_on_is_not_published_to_again(trip: Trip) -> None:
+    trip.publish()
+    in_directory(trip.vault, trip.seal.of_kind(FileKind.INDEX)[0].name).unlink()
+    with pytest.raises(JobConflict, match="has changed since"):
+        trip.publish()
+
+
+def test_a_certified_vault_is_not_published_to_again(delivered: Trip) -> None:
+    delivered.ingest()
+    with pytest.raises(JobConflict, match="already"):
+        delivered.publish()
+
+
+def test_a_vault_that_somebody_else_begins_to_fill_is_refused(trip: Trip) -> None:
+    trip.vault.write(f"keys/{'0' * 64}", [b"{}"])
+    with pytest.raises(JobConflict, match="somebody else"):
+        trip.publish()
+    assert {stored.name for stored in trip.vault.list()} == {f"keys/{'0' * 64}"}
+
+
+def test_an_index_that_is_missing_costs_no_pack(delivered: Trip) -> None:
+    for file in delivered.seal.data_packs:  # imported straight into the vault
+        delivered.vault.write(file.name, [delivered.container.read(file.name)])
+    in_directory(delivered.vault, delivered.seal.of_kind(FileKind.INDEX)[0].name).unlink()
+    before = {stored.name for stored in delivered.vault.list("data/")}
+    for container in (delivered.vault, delivered.container):
+        delivered.container = container
+        with pytest.raises(IngestIncomplete, match="went online"):
+            delivered.ingest()
+        assert {stored.name for stored in delivered.vault.list("data/")} == before
+
+
+def test_a_backup_during_ingestion_is_no_damage(delivered: Trip, monkeypatch: pytest.MonkeyPatch) -> None:
+    vault = in_directory(delivered.vault, "config").parent
+    real = ingestion._bring_packs
+
+    def and_back_up(*arguments: Any) -> None:
+        real(*arguments)
+        (delivered.source / "written meanwhile").write_bytes(b"news" * 1000)
+        restic(vault, delivered.password_file, "backup", "--host", "host", delivered.source)
+
+    monkeypatch.setattr(ingestion, "_bring_packs", and_back_up)
+    try:
+        assert len(delivered.ingest().snapshots) == 2
+    finally:
+        (delivered.source / "written meanwhile").unlink()
 
 
 def test_the_config_is_published_last_so_that_a_part_is_no_repository(
@@ -182,7 +229,7 @@ def test_a_pack_of_another_seal_is_not_accepted(delivered: Trip) -> None:
     stranger = replace(delivered.seal.data_packs[0], name=f"data/{name[:2]}/{name}", size_bytes=len(other), sha256=name)
     delivered.container.write(stranger.name, [other])
     delivered.seal = replace(delivered.seal, files=(*delivered.seal.files, stranger))
-    with pytest.raises(IngestIncomplete, match="1 damaged"):
+    with pytest.raises(IngestIncomplete, match="no index names"):
         delivered.ingest()
 
 
