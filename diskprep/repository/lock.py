@@ -2,7 +2,8 @@
 
 Backups take a non-exclusive lock, prune and the like an exclusive one. To take a lock: look for conflicts, write the
 own file, wait, look again. A lock not refreshed for 30 minutes, or of a dead process of this computer, counts for
-nothing; refreshing writes a new file, then deletes the old one.
+nothing; refreshing writes a new file, then deletes the old one. Once a lock is lost - not refreshed in time, by either
+clock, or removed by somebody - it stays lost: what was relied on may have been pruned since.
 
 A hold is a non-exclusive lock that outlives its process: it keeps prune, check and repair out of a vault while its
 packs travel on disks, whereas backups go on. Its time lies ahead, so that nobody takes it for stale before then.
@@ -87,6 +88,13 @@ class LockDirectory:
         self._store.write(name, [sealed])
         return name
 
+    @property
+    def location(self) -> str:
+        return self._store.location
+
+    def exists(self, name: str) -> bool:
+        return self._store.stat(name) is not None
+
     def delete(self, name: str) -> None:
         self._store.delete(name)
 
@@ -125,9 +133,11 @@ class Lock:
     def __init__(self, directory: LockDirectory, *, exclusive: bool) -> None:
         self._directory, self._exclusive = directory, exclusive
         self._stop = threading.Event()
-        self._refreshed_s = clock.monotonic_s()
+        self._mutex = threading.Lock()  # a refresh, or a look at the lock file
+        self._lost = False
         directory.refuse_conflict(exclusive=exclusive, own=None)
-        self._name = self._write()
+        self._refreshed, self._refreshed_s = clock.now(), clock.monotonic_s()
+        self._name = self._write(self._refreshed)
         try:
             clock.sleep(SETTLE_S)
             directory.refuse_conflict(exclusive=exclusive, own=self._name)
@@ -142,24 +152,55 @@ class Lock:
         return self._name
 
     def require_fresh(self) -> None:
-        """Raise Locked when refreshing has failed for so long that others may soon ignore the lock."""
-        if clock.monotonic_s() - self._refreshed_s > GIVE_UP_S:
-            raise Locked("the repository's lock could not be refreshed", hint="give the same command again")
+        """Raise Locked when the lock is lost, or not refreshed for so long that others may soon ignore it."""
+        if self._lost or self._age_s() > GIVE_UP_S:
+            self._lost = True
+            raise Locked(
+                f"the lock on {self._directory.location} was lost: it was removed, or not refreshed for too long, "
+                "as when the computer sleeps",
+                hint="give the same command again",
+            )
+
+    def require_held(self) -> None:
+        """`require_fresh`, and the lock file is there."""
+        self.require_fresh()
+        with self._mutex:
+            self._lost = self._lost or not self._directory.exists(self._name)
+        self.require_fresh()
 
     def release(self) -> None:
         self._stop.set()
         self._thread.join()
         self._directory.delete(self._name)
 
-    def _write(self) -> str:
-        return self._directory.write(exclusive=self._exclusive, hostname=socket.gethostname(), time=clock.now())
+    def _write(self, time: datetime) -> str:
+        return self._directory.write(exclusive=self._exclusive, hostname=socket.gethostname(), time=time)
+
+    def _age_s(self) -> float:
+        """By the clock that says more: one stands still while the computer sleeps, the other can be set back."""
+        return max(clock.monotonic_s() - self._refreshed_s, (clock.now() - self._refreshed).total_seconds())
 
     def _keep_fresh(self) -> None:
-        while not self._stop.wait(REFRESH_S):
-            with contextlib.suppress(DiskprepError):  # tried again next time; require_fresh counts the minutes
-                old, self._name = self._name, self._write()
-                self._refreshed_s = clock.monotonic_s()
-                self._directory.delete(old)
+        while not self._lost and not self._stop.wait(REFRESH_S):
+            # Tried again next time; require_fresh counts the minutes.
+            with contextlib.suppress(DiskprepError), self._mutex:
+                self._refresh()
+
+    def _refresh(self) -> None:
+        if self._is_gone():
+            return
+        now, now_s = clock.now(), clock.monotonic_s()
+        surplus = fresh = self._write(now)
+        try:
+            if not self._is_gone():  # all may have stood still while it was written
+                surplus, self._name = self._name, fresh
+                self._refreshed, self._refreshed_s = now, now_s
+        finally:
+            self._directory.delete(surplus)
+
+    def _is_gone(self) -> bool:
+        self._lost = self._lost or self._age_s() > GIVE_UP_S or not self._directory.exists(self._name)
+        return self._lost
 
 
 class Hold:

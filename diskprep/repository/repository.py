@@ -12,12 +12,12 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from diskprep.durable import Buffer
-from diskprep.errors import DataDamaged, FormatTooNew, NotBuilt, NotFound, UsageError, WrongPassphrase
+from diskprep.errors import DataDamaged, FormatTooNew, Locked, NotBuilt, NotFound, UsageError, WrongPassphrase
 from diskprep.repository import chunker, codec, keys, pack
 from diskprep.repository import lock as locks
 from diskprep.repository.crypto import DataKey
@@ -31,11 +31,13 @@ from diskprep.store import Store
 FORMAT_VERSION = 2
 DEFAULT_PACK_BYTES = 16 << 20
 _MAX_KEYS = 20
+_AREAS = ("index", "keys", "locks", "snapshots")
 _HEX_NAME = re.compile(r"[0-9a-f]{64}")
 
 
 class Repository:
-    """An opened repository. Reading blobs is safe from many threads; everything else belongs to one."""
+    """An opened repository. Reading blobs is safe from many threads; everything else belongs to one. Inside `lock`
+    nothing is written once the lock is lost: packs, index files and snapshots then raise Locked."""
 
     def __init__(
         self, store: Store, key: DataKey, repository_id: str, polynomial: int, pack_size_bytes: int = DEFAULT_PACK_BYTES
@@ -44,6 +46,7 @@ class Repository:
         self.pack_size_bytes = pack_size_bytes
         self._index: Index | None = None
         self._locks = locks.LockDirectory(store, key)
+        self._lock: locks.Lock | None = None
 
     # -- blobs
 
@@ -58,10 +61,15 @@ class Repository:
     def reload_index(self) -> None:
         """Read all index files again. Raises DataDamaged."""
         index = Index()
-        for _, document in self._sealed_files("index/"):
-            for entry in parse_index(document):
+        for _, entries in self.index_files():
+            for entry in entries:
                 index.add(entry)
         self._index = index
+
+    def index_files(self) -> Iterator[tuple[str, list[PackEntry]]]:
+        """Object name of each index file, and the packs it names. Raises DataDamaged."""
+        for name, document in self._sealed_files("index/"):
+            yield f"index/{name}", parse_index(document)
 
     def load_blob(self, kind: BlobKind, blob_id: bytes) -> bytes:
         """The plaintext of a blob, checked. Raises NotFound when no index names it, DataDamaged."""
@@ -77,6 +85,8 @@ class Repository:
 
     def save_pack(self, finished: pack.FinishedPack) -> None:
         """Write a pack durably. Its entry goes to `save_index` afterwards."""
+        if self._lock is not None:
+            self._lock.require_fresh()
         self.store.write(pack.object_name(finished.entry.pack), finished.parts)
 
     def save_index(self, entries: Iterable[PackEntry]) -> str | None:
@@ -84,6 +94,8 @@ class Repository:
         entries = tuple(entries)
         if not entries:
             return None
+        if self._lock is not None:
+            self._lock.require_held()
         name = self._save_sealed("index/", index_document(entries))
         if self._index is not None:
             for entry in entries:
@@ -112,13 +124,29 @@ class Repository:
 
     def save_snapshot(self, snapshot: Snapshot) -> str:
         """Write a snapshot (its `id` is ignored) and return its id: the recovery point exists from then on."""
-        return self._save_sealed("snapshots/", snapshot_document(replace(snapshot, id="")))
+        if self._lock is not None:
+            self._lock.require_held()
+        name = self._save_sealed("snapshots/", snapshot_document(replace(snapshot, id="")))
+        if self._lock is not None:
+            try:
+                self._lock.require_fresh()
+            except Locked:  # all may have stood still while it was written, and been pruned
+                self.store.delete(f"snapshots/{name}")
+                raise
+        return name
 
     # -- locks
 
-    def lock(self, *, exclusive: bool = False) -> AbstractContextManager[locks.Lock]:
+    @contextmanager
+    def lock(self, *, exclusive: bool = False) -> Iterator[locks.Lock]:
         """Hold a lock inside a `with`. Raises Locked on entering."""
-        return locks.locked(self._locks, exclusive=exclusive)
+        outer = self._lock
+        with locks.locked(self._locks, exclusive=exclusive) as lock:
+            self._lock = lock
+            try:
+                yield lock
+            finally:
+                self._lock = outer
 
     def hold(self, label: str = "import", *, lifetime_s: float = locks.HOLD_LIFETIME_S) -> locks.Hold:
         """Place a hold that outlives this process; `label` tells holds apart, for example a job's name."""
@@ -193,6 +221,14 @@ def open_repository(store: Store, passphrase: Secret[str]) -> Repository:
     if version != FORMAT_VERSION:
         raise FormatTooNew(f"the repository in {store.location} has format {version}; this diskprep knows 2")
     return Repository(store, key, repository_id, polynomial)
+
+
+def is_object_name(name: str) -> bool:
+    """Whether a repository has objects of this name; all others in its store are somebody else's."""
+    area, _, rest = name.partition("/")
+    if area == "data":
+        return bool(_HEX_NAME.fullmatch(rest[3:])) and name == pack.object_name(rest[3:])
+    return name == "config" or (area in _AREAS and bool(_HEX_NAME.fullmatch(rest)))
 
 
 def hash_names(store: Store, prefix: str) -> list[str]:

@@ -3,7 +3,8 @@ symlink under way lead astray.
 
 Invariants: only what a directory lists as regular file or directory is opened, without following symlinks, without
 blocking, and without touching access times where the kernel allows it. Metadata is that of the open descriptor, taken
-before the first byte is read.
+before the first byte is read. A shortage of this process or computer (descriptors, memory) is no property of an entry:
+it raises StorageUnavailable from all that opens and reads here.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
-from diskprep.errors import SourceIncomplete
+from diskprep.errors import SourceIncomplete, StorageUnavailable
 
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _NOT_SUPPORTED = (errno.ENOTSUP, errno.ENOSYS)
 _GONE = (errno.ENOENT, errno.ESTALE)
+_SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 
 class EntryUnreadable(SourceIncomplete):
@@ -154,6 +156,11 @@ class OpenDirectory:
         """Metadata of an entry that must not be opened. Raises EntryUnreadable."""
         return _describe(name, self._descriptor, b"/proc/self/fd/%d/%s" % (self._descriptor, name))
 
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Device and inode: the same by whatever path the directory is reached."""
+        return self.entry.stat.st_dev, self.entry.stat.st_ino
+
     def close(self) -> None:
         os.close(self._descriptor)
 
@@ -230,7 +237,7 @@ def _open(name: bytes, flags: int, directory: int | None, *, follow: bool = Fals
 
 
 class _Translation:
-    """Turns OSError into EntryUnreadable; a class, for it is entered several times a file."""
+    """Turns OSError into EntryUnreadable or StorageUnavailable; a class, for it is entered several times a file."""
 
     __slots__ = ()
 
@@ -239,6 +246,11 @@ class _Translation:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError):
+            if error.errno in _SHORTAGE:
+                raise StorageUnavailable(
+                    f"cannot go on reading the source: {error.strerror}",
+                    hint="raise the limit of open files (ulimit -n) or free memory, then give the same command again",
+                ) from None
             raise EntryUnreadable("it vanished" if error.errno in _GONE else error.strerror or str(error)) from None
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable
 
 from diskprep import clock
 from diskprep.durable import Buffer
@@ -24,16 +23,15 @@ INDEX_INTERVAL_S = 600.0
 class BlobSession:
     """What one backup adds to a repository. All methods are safe from any thread.
 
-    Memory: about 350 bytes a new blob, beside the open packs of the streams.
+    Memory: what the index takes for a new blob, beside the open packs of the streams.
     """
 
-    def __init__(self, repository: Repository, pack_size_bytes: int, before_write: Callable[[], None]) -> None:
-        """`before_write` is called before each pack is written and may raise."""
-        self._repository, self.pack_size_bytes, self._before_write = repository, pack_size_bytes, before_write
+    def __init__(self, repository: Repository, pack_size_bytes: int) -> None:
+        self._repository, self.pack_size_bytes = repository, pack_size_bytes
         self._index: Index = repository.index
         self._mutex = threading.Lock()
         self._index_mutex = threading.Lock()
-        self._claimed: set[tuple[BlobKind, bytes]] = set()
+        self._claimed: dict[BlobKind, set[bytes]] = {kind: set() for kind in BlobKind}  # and not yet in the index
         self._durable: list[PackEntry] = []
         self._durable_blobs = 0
         self._indexed_s = clock.monotonic_s()
@@ -45,15 +43,14 @@ class BlobSession:
 
     def has(self, kind: BlobKind, blob_id: bytes) -> bool:
         """Whether the blob is stored already, or is being stored in this session."""
-        return (kind, blob_id) in self._claimed or self._index.has(kind, blob_id)
+        return blob_id in self._claimed[kind] or self._index.has(kind, blob_id)
 
     def claim(self, kind: BlobKind, blob_id: bytes, length: int) -> bool:
         """Whether the caller must store this blob of `length` bytes; nobody else is told so afterwards."""
-        key = (kind, blob_id)
         with self._mutex:
-            if key in self._claimed or self._index.has(kind, blob_id):
+            if self.has(kind, blob_id):
                 return False
-            self._claimed.add(key)
+            self._claimed[kind].add(blob_id)
             self.added_bytes += length
         return True
 
@@ -62,7 +59,6 @@ class BlobSession:
 
     def commit(self, finished: FinishedPack) -> None:
         """Write a pack durably and note it for the index."""
-        self._before_write()
         self._repository.save_pack(finished)
         with self._mutex:
             self._durable.append(finished.entry)
@@ -79,6 +75,9 @@ class BlobSession:
                 entries, self._durable, self._durable_blobs = self._durable, [], 0
                 self._indexed_s = clock.monotonic_s()
             self._repository.save_index(entries)
+            with self._mutex:
+                for entry in entries:
+                    self._claimed[entry.kind].difference_update(blob.id for blob in entry.blobs)
 
 
 class PackStream:

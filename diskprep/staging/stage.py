@@ -14,6 +14,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import heapq
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,19 +26,20 @@ from diskprep import clock, durable, escrow
 from diskprep.errors import DataDamaged, JobConflict, Locked, StorageFull
 from diskprep.events import Emit, Note, silent
 from diskprep.repository.keys import DEFAULT_COST, ScryptCost
-from diskprep.repository.pack import BlobKind, PackEntry, verify_pack
-from diskprep.repository.repository import Repository, create, hash_names, open_repository
+from diskprep.repository.pack import BlobKind, PackEntry, object_name, verify_pack
+from diskprep.repository.repository import Repository, create, hash_names, is_object_name, open_repository
 from diskprep.seal import FileKind, Seal, SealedFile, load_seal, save_seal
 from diskprep.secrets import Secret
 from diskprep.seed import Seed, Staging, load_seed, save_seed
 from diskprep.source import Source, check_sources, display, measure
-from diskprep.staging.writer import BackupOptions, BackupResult, backup
+from diskprep.staging.writer import BackupOptions, BackupResult, backup, identity_of
 from diskprep.store import StoredObject
 from diskprep.store.directory import DirectoryStore
 
 _STAGE = "stage"
 _LOCK_FILE = "stage.lock"
 _ESCROW_KEY = "key"
+_RECENT_PACKS = 64  # read back after a run that was cut off: a gigabyte
 _MIN_FREE_PART = 0.05  # of the source: less room than this never suffices, however well it compresses
 _REPOSITORY_DIRECTORIES = ("data", "index", "keys", "locks", "snapshots")
 _KINDS = {"config": FileKind.CONFIG, "keys": FileKind.KEY, "index": FileKind.INDEX, "snapshots": FileKind.SNAPSHOT}
@@ -196,15 +198,15 @@ def _make_layout(staging: Staging) -> None:
 
 
 def _tidy(staging: Staging, repository: Repository, emit: Emit) -> None:
-    """After a run that was cut off: remove half-written files and dead locks, take in packs that no index names."""
+    """After a run that was cut off: remove half-written files and damaged packs, take in packs that no index names."""
     try:
         for path in staging.repository.rglob(f"{durable.TEMPORARY_PREFIX}*"):
             path.unlink()
     except OSError as error:
         raise durable.storage_error(error, f"remove half-written files in {staging.repository}") from error
-    repository.remove_stale_locks()
+    _drop_damaged(staging, repository, emit)
     known = repository.index.packs
-    orphans = [item for item in list(repository.store.list("data/")) if _base_name(item) not in known]
+    orphans = [item for item in _packs(repository) if _base_name(item) not in known]
     if not orphans:
         return
     with ThreadPoolExecutor(max_workers=2) as threads:
@@ -215,6 +217,47 @@ def _tidy(staging: Staging, repository: Repository, emit: Emit) -> None:
             raise
     repository.save_index(entries)
     emit(Note(stage=_STAGE, text=f"{len(entries)} packs of an earlier run are taken in"))
+
+
+def _drop_damaged(staging: Staging, repository: Repository, emit: Emit) -> None:
+    """Forget indexed packs that are gone or damaged, so that the backup stores their blobs again.
+
+    Sizes are compared of all packs, contents of the last ones only: they may not have reached the disk. Snapshots go
+    first, for they may need what is forgotten; an index file goes when the one that replaces it is durable.
+    """
+    known, store = repository.index.packs, repository.store
+    sizes = {_base_name(item): item.size_bytes for item in _packs(repository)}
+    bad = {name for name, entry in known.items() if sizes.get(name) != entry.size_bytes}
+    try:
+        recent = heapq.nlargest(
+            _RECENT_PACKS,
+            known.keys() - bad,
+            key=lambda name: (staging.repository / object_name(name)).stat().st_mtime_ns,
+        )
+    except OSError as error:
+        raise durable.storage_error(error, f"look at the packs in {staging.repository}") from error
+    for name in recent:
+        try:
+            verify_pack(name, store.read(object_name(name)), repository.key, known[name])
+        except DataDamaged:
+            bad.add(name)
+    if not bad:
+        return
+    for name in hash_names(store, "snapshots/"):
+        store.delete(f"snapshots/{name}")
+    for file_name, entries in repository.index_files():
+        good = [entry for entry in entries if entry.pack not in bad]
+        if len(good) < len(entries):
+            repository.save_index(good)
+            store.delete(file_name)
+    repository.reload_index()
+    for name in bad:
+        store.delete(object_name(name))
+    emit(Note(stage=_STAGE, text=f"{len(bad)} packs of an earlier run are damaged; their content is stored again"))
+
+
+def _packs(repository: Repository) -> list[StoredObject]:
+    return [item for item in repository.store.list("data/") if is_object_name(item.name)]
 
 
 def _adopt(repository: Repository, item: StoredObject) -> PackEntry | None:
@@ -237,7 +280,8 @@ def _back_up(
 ) -> BackupResult:
     own = {os.fsencode(path) for path in (staging.root, staging.root.resolve())}
     inside = {path for path in own if any(_is_inside(path, source.path) for source in sources)}
-    options = replace(options, exclude=options.exclude | inside)
+    identities = options.exclude_identities | identity_of(staging.root)
+    options = replace(options, exclude=options.exclude | inside, exclude_identities=identities)
     total = measure(sources, options.exclude)
     try:
         free_bytes = shutil.disk_usage(staging.root).free
@@ -268,7 +312,7 @@ def _seal(staging: Staging, repository: Repository, snapshot: str) -> Seal:
     files = [
         _sealed_file(repository, packs, item)
         for item in repository.store.list()
-        if item.name.partition("/")[0] != "locks"
+        if is_object_name(item.name) and not item.name.startswith("locks/")
     ]
     present = {file.name for file in files}
     missing = [name for name in packs if f"data/{name[:2]}/{name}" not in present]
@@ -294,11 +338,9 @@ def _sealed_file(repository: Repository, packs: Mapping[str, PackEntry], item: S
         if entry is None or entry.size_bytes != item.size_bytes:
             raise DataDamaged(f"{item.name} in {repository.store.location} is not what the index says")
         kind = _PACK_KINDS[entry.kind]
-    elif area in _KINDS:
+    else:
         kind = _KINDS[area]
         digest = hashlib.sha256(repository.store.read(item.name)).hexdigest()
-    else:
-        raise DataDamaged(f"{item.name} in {repository.store.location} does not belong to a repository")
     return SealedFile(name=item.name, kind=kind, size_bytes=item.size_bytes, sha256=digest)
 
 

@@ -2,22 +2,25 @@
 
 Directories are walked depth first. Files up to 512 KiB go to the workers in batches, one directory's at a time; longer
 ones are read and cut here, and their chunks go to the workers. A directory is finished when all its entries are, which
-gives its tree and so its entry in the directory above.
+gives its tree and so its entry in the directory above. Of the directories on the way down only some stay open; one that
+is needed again is opened anew and must be the same.
 
 Invariant: only the walker's thread touches its state; what a worker found out comes back as a continuation.
 """
 
 from __future__ import annotations
 
+import itertools
 import stat
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from diskprep import clock
-from diskprep.errors import DiskprepError, NotFound
+from diskprep.errors import DiskprepError, NotBuilt, NotFound, UsageError
 from diskprep.events import Emit, Note, Progress
 from diskprep.repository.chunker import MAX_BYTES, Chunker
+from diskprep.repository.pack import TREE_MAX_BYTES
 from diskprep.repository.tree import Node, NodeType, encode_node, join_nodes
 from diskprep.source import Entry, EntryUnreadable, Item, OpenDirectory, OpenFile, Source, ancestor, describe, display
 from diskprep.staging.batch import Batch, BatchItem, BatchResult, Unchanged, node_of
@@ -28,6 +31,7 @@ BATCH_ENTRIES = 32
 _BUFFER_BYTES = 2 * MAX_BYTES
 _BUFFERS = 4
 _OUTSTANDING = 64
+OPEN_DIRECTORIES = 128  # beside those that workers and long files use
 _PROGRESS_INTERVAL_S = 0.2
 
 
@@ -46,17 +50,21 @@ class Counts:
 
 @dataclass(slots=True, eq=False)
 class _Directory:
-    """A directory whose entries are being collected. `pending`: entries and batches that are still out."""
+    """A directory whose entries are being collected. `pending`: entries and batches that are still out; `users`:
+    batches and long files among them, which need it open."""
 
     parent: _Directory | None
     name: bytes
     path: bytes
     entry: Entry | None = None  # None: the root of the snapshot
+    location: bytes | None = None  # of a source
     opened: OpenDirectory | None = None
-    held: list[OpenDirectory] = field(default_factory=list)  # to be closed at the end
+    identity: tuple[int, int] | None = None
+    held: list[OpenDirectory] = field(default_factory=list)  # around sources that are files; to be closed at the end
     base: Mapping[bytes, Node] = field(default_factory=dict)
     nodes: list[tuple[bytes, bytes]] = field(default_factory=list)
     pending: int = 0
+    users: int = 0
 
     def path_of(self, name: bytes) -> bytes:
         return self.path.rstrip(b"/") + b"/" + name
@@ -102,6 +110,7 @@ class Walker:
         chunker: Chunker,
         load_tree: Callable[[bytes], tuple[Node, ...]],
         exclude: Collection[bytes],
+        exclude_identities: Collection[tuple[int, int]],
         ignore_ctime: bool,
         ignore_inode: bool,
         emit: Emit,
@@ -109,9 +118,11 @@ class Walker:
     ) -> None:
         self._session, self._workers, self._trees, self._chunker = session, workers, trees, chunker
         self._load_tree, self._exclude, self._emit, self._total_bytes = load_tree, exclude, emit, total_bytes
+        self._exclude_identities = exclude_identities
         self._unchanged = Unchanged(session=session, ignore_ctime=ignore_ctime, ignore_inode=ignore_inode)
         self.counts = Counts()
         self._visits: list[_Visit] = []
+        self._open: dict[_Directory, None] = {}  # oldest first
         self._long_files: deque[tuple[_Directory, OpenDirectory, BatchItem]] = deque()
         self._buffers = [_Buffer(bytearray(_BUFFER_BYTES)) for _ in range(_BUFFERS)]
         self._root_tree: bytes | None = None
@@ -179,11 +190,14 @@ class Walker:
             if visit.location is not None:
                 opened = OpenDirectory.at(visit.location)
             else:
-                assert above.opened is not None
-                opened = above.opened.directory(visit.name)
+                opened = self._reopened(above).directory(visit.name)
         except EntryUnreadable as error:
             self._unreadable(path, error.message)
             self._settle(above)
+            return
+        if opened.identity in self._exclude_identities:
+            opened.close()
+            self._leave_out(path, visit)
             return
         if visit.name:
             directory = _Directory(
@@ -197,8 +211,8 @@ class Walker:
             self.counts.dirs += 1
         else:
             directory = above
-        directory.opened = opened
-        directory.held.append(opened)
+        directory.location, directory.identity = visit.location, opened.identity
+        self._keep_open(directory, opened)
         try:
             items = opened.list()
         except EntryUnreadable as error:
@@ -208,20 +222,79 @@ class Walker:
             items = [item for item in items if directory.path_of(item.name) not in self._exclude]
         self._deal(directory, items)
 
+    def _leave_out(self, path: bytes, visit: _Visit) -> None:
+        if visit.location is not None:
+            raise UsageError(f"the source {display(path)} is the place that the backup is written to")
+        self._emit(Note(stage="stage", text=f"{display(path)} is left out: the backup is written there"))
+        self._settle(visit.parent)
+
+    def _keep_open(self, directory: _Directory, opened: OpenDirectory) -> None:
+        """Enter a directory as open, and close those that have been idle longest when there are too many."""
+        directory.opened = opened
+        self._open[directory] = None
+        surplus = len(self._open) - OPEN_DIRECTORIES
+        if surplus > 0:
+            idle = (other for other in self._open if not other.users and other is not directory)
+            for other in list(itertools.islice(idle, surplus)):
+                self._close(other)
+
+    def _close(self, directory: _Directory) -> None:
+        if directory.opened is not None:
+            directory.opened.close()
+            directory.opened = None
+            del self._open[directory]
+
+    def _reopened(self, directory: _Directory) -> OpenDirectory:
+        """The open directory; one closed meanwhile is reached from the nearest open one above it, and must be the
+        same as before. Raises EntryUnreadable."""
+        way: list[_Directory] = []
+        step: _Directory | None = directory
+        while step is not None and step.opened is None:
+            way.append(step)
+            step = None if step.location is not None else step.parent
+        if not way:
+            assert directory.opened is not None
+            return directory.opened
+        passed = None if step is None else step.opened
+        for below in reversed(way):
+            if passed is None:
+                assert below.location is not None
+                opened = OpenDirectory.at(below.location)
+            else:
+                try:
+                    opened = passed.directory(below.name)
+                finally:
+                    if step is None or passed is not step.opened:
+                        passed.close()
+            passed = opened
+        assert passed is not None
+        if passed.identity != directory.identity:
+            passed.close()
+            raise EntryUnreadable("the directory it is in was replaced while it was being read")
+        self._keep_open(directory, passed)
+        return passed
+
+    def close(self) -> None:
+        """Close what a run that failed left open, after the workers have ended."""
+        for directory in list(self._open):
+            self._close(directory)
+
     def _deal(self, directory: _Directory, items: Sequence[Item]) -> None:
         folders = [item.name for item in items if item.is_directory]
         directory.pending += len(folders)
         self._visits.extend(_Visit(directory, name) for name in reversed(folders))
         others = [BatchItem(item.name, item.name, item.is_regular) for item in items if not item.is_directory]
-        assert directory.opened is not None
+        opened = directory.opened
+        assert opened is not None
         for start in range(0, len(others), BATCH_ENTRIES):
             while self._workers.outstanding >= _OUTSTANDING:
                 self._workers.collect(wait=True)
             directory.pending += 1
-            self._submit(directory, directory.opened, others[start : start + BATCH_ENTRIES])
+            self._submit(directory, opened, others[start : start + BATCH_ENTRIES])
         self._settle(directory)
 
     def _submit(self, directory: _Directory, opened: OpenDirectory, items: Sequence[BatchItem]) -> None:
+        directory.users += 1
         batch = Batch(opened=opened, items=tuple(items), base=directory.base, unchanged=self._unchanged)
 
         def work(stream: PackStream) -> Callable[[], None]:
@@ -242,6 +315,7 @@ class Walker:
             self._unreadable(directory.path_of(name), reason)
         for name in result.changed:
             self._changed(directory.path_of(name))
+        directory.users += len(result.long_files) - 1
         for item in result.long_files:
             directory.pending += 1
             self._long_files.append((directory, opened, item))
@@ -255,10 +329,18 @@ class Walker:
             below.pending -= 1
             if below.pending:
                 return
+            self._close(below)
             for opened in below.held:
                 opened.close()
             below.nodes.sort()
-            tree = self._trees.save(join_nodes([encoded for _, encoded in below.nodes]))
+            encoded = join_nodes([node for _, node in below.nodes])
+            if len(encoded) > TREE_MAX_BYTES:
+                raise NotBuilt(
+                    f"the directory {display(below.path)} has so many entries that its listing takes "
+                    f"{len(encoded)} bytes; {TREE_MAX_BYTES} can be read back",
+                    hint="spread its entries over several directories",
+                )
+            tree = self._trees.save(encoded)
             below.nodes.clear()
             if below.parent is None:
                 self._root_tree = tree
@@ -285,6 +367,7 @@ class Walker:
     # -- long files
 
     def _read_long(self, directory: _Directory, opened: OpenDirectory, item: BatchItem) -> None:
+        directory.users -= 1  # nothing else is opened before this returns
         try:
             file = opened.file(item.name)
         except EntryUnreadable as error:

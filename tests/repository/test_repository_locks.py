@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import socket
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from diskprep import clock
 from diskprep.errors import DataDamaged, Locked
 from diskprep.repository import lock as locks
+from diskprep.repository.pack import BlobKind, PackWriter
 from diskprep.repository.repository import Repository, open_repository
+from diskprep.repository.snapshot import Snapshot
 from diskprep.secrets import Secret
 from diskprep.store.directory import DirectoryStore
 
@@ -124,3 +128,88 @@ def test_a_lock_that_cannot_be_read_forbids_everything_an_empty_one_nothing(repo
     repository.store.write("locks/" + "1" * 64, [os.urandom(100)])
     with pytest.raises(DataDamaged), repository.lock():
         pass
+
+
+def test_a_lock_older_than_allowed_by_the_wall_clock_is_lost_for_good(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The computer slept: the monotonic clock stood still, others took the lock for stale."""
+    really = clock.now
+    with repository.lock() as lock:
+        lock.require_fresh()
+        monkeypatch.setattr(clock, "now", lambda: really() + timedelta(hours=5))
+        with pytest.raises(Locked, match="lost"):
+            lock.require_fresh()
+        monkeypatch.setattr(clock, "now", really)
+        with pytest.raises(Locked, match="lost"):
+            lock.require_fresh()
+
+
+@pytest.mark.parametrize("cause", ["removed", "stalled"])
+def test_a_lost_lock_is_never_refreshed_back(
+    repository: Repository, directory: locks.LockDirectory, monkeypatch: pytest.MonkeyPatch, cause: str
+) -> None:
+    with repository.lock() as lock:
+        first = lock.name
+        if cause == "removed":
+            directory.delete(first)
+        else:
+            monkeypatch.setattr(locks, "GIVE_UP_S", -1.0)
+        lock._refresh()
+        monkeypatch.undo()
+        assert lock.name == first
+        with pytest.raises(Locked, match="lost"):
+            lock.require_fresh()
+    assert directory.records() == []
+
+
+def test_a_stall_while_the_lock_is_refreshed_loses_it(
+    repository: Repository, directory: locks.LockDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really, write = clock.now, directory.write
+    with locks.locked(directory, exclusive=False) as lock:
+
+        def slow(**more: Any) -> str:
+            name = write(**more)
+            monkeypatch.setattr(clock, "now", lambda: really() + timedelta(hours=1))
+            return name
+
+        monkeypatch.setattr(directory, "write", slow)
+        lock._refresh()
+        monkeypatch.setattr(clock, "now", really)
+        assert [record.name for record in directory.records()] == [lock.name]
+        with pytest.raises(Locked, match="lost"):
+            lock.require_fresh()
+
+
+def test_nothing_is_written_under_a_lost_lock(repository: Repository, directory: locks.LockDirectory) -> None:
+    writer = PackWriter(BlobKind.DATA, repository.key)
+    writer.add(hashlib.sha256(b"x").digest(), b"x")
+    finished = writer.finish()
+    snapshot = Snapshot(id="", time=clock.now(), tree=bytes(32), paths=("/x",), hostname="h")
+    with repository.lock() as lock:
+        repository.save_pack(finished)
+        directory.delete(lock.name)  # index file and snapshot look for it
+        for save in (lambda: repository.save_index([finished.entry]), lambda: repository.save_snapshot(snapshot)):
+            with pytest.raises(Locked, match="lost"):
+                save()
+        with pytest.raises(Locked, match="lost"):
+            repository.save_pack(finished)
+    assert not [item for item in repository.store.list() if item.name.startswith(("index/", "snapshots/"))]
+    repository.save_index([finished.entry])  # outside, as after a repair
+
+
+def test_a_snapshot_during_whose_writing_the_lock_was_lost_is_taken_back(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really, write = clock.now, DirectoryStore.write
+
+    def slow(store: DirectoryStore, name: str, parts: Any) -> None:
+        write(store, name, parts)
+        monkeypatch.setattr(clock, "now", lambda: really() + timedelta(hours=1))
+
+    with repository.lock():
+        monkeypatch.setattr(DirectoryStore, "write", slow)
+        with pytest.raises(Locked, match="lost"):
+            repository.save_snapshot(Snapshot(id="", time=really(), tree=bytes(32), paths=("/x",), hostname="h"))
+    assert list(repository.store.list("snapshots/")) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import make_tree
 
-from diskprep.errors import NotFound, UsageError
+from diskprep.errors import NotFound, StorageUnavailable, UsageError
 from diskprep.source import (
     EntryUnreadable,
     OpenDirectory,
@@ -175,3 +176,24 @@ def test_sockets_and_devices_are_described_only(tmp_path: Path) -> None:
             os.chdir(here)
     assert stat.S_ISSOCK(describe(os.fsencode(tmp_path / "socket")).stat.st_mode)
     assert stat.S_ISCHR(describe(b"/dev/null").stat.st_mode)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS])
+def test_a_shortage_of_our_own_is_not_an_unreadable_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    opened = OpenDirectory.at(os.fsencode(tmp_path))
+
+    def fail(*_: object, **__: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", fail)
+    for act in (lambda: opened.file(b"file"), lambda: OpenDirectory.at(os.fsencode(tmp_path))):
+        with pytest.raises(StorageUnavailable, match=os.strerror(number)):
+            act()
+    monkeypatch.setattr(os, "stat", fail)
+    with pytest.raises(StorageUnavailable):
+        opened.describe(b"file")
+    monkeypatch.undo()
+    opened.close()

@@ -20,7 +20,7 @@ from support import make_tree
 from diskprep import escrow
 from diskprep.errors import JobConflict, Locked, NotFound, StorageFull, UsageError, WrongPassphrase
 from diskprep.repository.keys import ScryptCost
-from diskprep.repository.pack import BlobKind
+from diskprep.repository.pack import BlobKind, object_name
 from diskprep.seal import FileKind, load_seal
 from diskprep.secrets import Secret
 from diskprep.seed import Staging, load_seed
@@ -315,6 +315,77 @@ def test_a_staging_inside_its_own_source_is_left_out(tree: Path, run: Run) -> No
     node_names = {node.name for node in repository.load_tree(tree_id)}
     assert b"odd" in node_names
     assert b"staging" not in node_names
+
+
+def stopped(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is cut off just before the seal."""
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_seal", _fail)
+        with pytest.raises(RuntimeError):
+            run()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "gone", "flipped"])
+def test_a_damaged_pack_of_a_run_that_was_cut_off_is_stored_again(
+    staging: Staging, run: Run, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    stopped(run, monkeypatch)
+    before = open_staged(staging, PASSPHRASE)
+    for victim in [next(e.pack for e in before.index.packs.values() if e.kind is kind) for kind in BlobKind]:
+        path = staging.repository / object_name(victim)
+        data = path.read_bytes()
+        path.unlink()
+        if damage == "truncated":
+            path.write_bytes(data[:-7])
+        elif damage == "flipped":
+            path.write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:])
+    # Cut off again while it mends: the damaged pack stays known until the new index file is durable.
+    with monkeypatch.context() as patch:
+        patch.setattr(module.DirectoryStore, "delete", _fail)
+        with pytest.raises(RuntimeError):
+            run()
+    result = run()
+    check(staging, result)
+    assert result.unreadable == ()
+    assert len(open_staged(staging, PASSPHRASE).snapshots()) == 1
+
+
+def test_files_that_are_not_the_repositorys_neither_stop_the_stage_nor_get_into_the_seal(
+    staging: Staging, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped(run, monkeypatch)
+    odd = ["data/00/Copy of x", "data/Thumbs.db", "index/x (2)", "desktop.ini", "lost+found/1", "data/00/" + "11" * 32]
+    for name in odd:
+        (staging.repository / name).parent.mkdir(exist_ok=True)
+        (staging.repository / name).write_bytes(b"")
+    result = run()
+    assert not {file.name for file in result.seal.files} & set(odd)
+    for name in odd:
+        (staging.repository / name).unlink()
+    check(staging, result)
+
+
+@pytest.mark.root
+def test_a_staging_reached_by_another_path_is_left_out(tree: Path, run: Run, tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "staging")
+    staging.root.mkdir()
+    other = tree / "seen here too"
+    other.mkdir()
+    subprocess.run(["mount", "--bind", staging.root, other], check=True)
+    try:
+        result = run(staging=staging)
+    finally:
+        subprocess.run(["umount", other], check=True)
+    check(staging, result)
+    repository = open_staged(staging, PASSPHRASE)
+    tree_id = repository.snapshot().tree
+    for part in tree.parts[1:]:
+        found = {node.name: node.subtree for node in repository.load_tree(tree_id)}[os.fsencode(part)]
+        assert found is not None
+        tree_id = found
+    names = {node.name for node in repository.load_tree(tree_id)}
+    assert b"odd" in names
+    assert b"seen here too" not in names
 
 
 def _fail(*_: object, **__: object) -> None:
