@@ -108,19 +108,17 @@ def test_an_index_that_is_missing_costs_no_pack(delivered: Trip) -> None:
 
 
 def test_a_backup_during_ingestion_is_no_damage(delivered: Trip, monkeypatch: pytest.MonkeyPatch) -> None:
-    vault = in_directory(delivered.vault, "config").parent
+    vault, news = in_directory(delivered.vault, "config").parent, delivered.folder / "news"
+    news.mkdir()
+    (news / "file").write_bytes(b"written meanwhile" * 1000)
     real = ingestion._bring_packs
 
     def and_back_up(*arguments: Any) -> None:
         real(*arguments)
-        (delivered.source / "written meanwhile").write_bytes(b"news" * 1000)
-        restic(vault, delivered.password_file, "backup", "--host", "host", delivered.source)
+        restic(vault, delivered.password_file, "backup", "--host", "host", news)
 
     monkeypatch.setattr(ingestion, "_bring_packs", and_back_up)
-    try:
-        assert len(delivered.ingest().snapshots) == 2
-    finally:
-        (delivered.source / "written meanwhile").unlink()
+    assert len(delivered.ingest().snapshots) == 2
 
 
 def test_the_config_is_published_last_so_that_a_part_is_no_repository(
