@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from support import windows_volumes_archive
+from support import TurnedClock, windows_volumes_archive
 from trip import Seeded, Trip, new_trip, seeded
 
 from diskprep.secrets import Secret
@@ -140,3 +140,8 @@ def _wait_for_port(port: int, server: subprocess.Popen[bytes]) -> None:
                 return
         time.sleep(0.05)
     pytest.fail("Azurite did not start")
+
+
+@pytest.fixture
+def test_clock() -> TurnedClock:
+    return TurnedClock()

@@ -13,7 +13,7 @@ from diskprep.cli import inputs, output
 from diskprep.cli.stores import Container, KeyFile, Vault, open_store
 from diskprep.disk.plan import load_plan
 from diskprep.errors import DataDamaged, SourceIncomplete
-from diskprep.repository.repository import open_repository
+from diskprep.repository.repository import Repository, open_repository
 from diskprep.seal import load_seal
 from diskprep.seed import load_seed, parse_staging
 from diskprep.source import Source
@@ -101,7 +101,7 @@ def list_points(
     json: inputs.Json = False,
 ) -> None:
     """The recovery points of the vault."""
-    repository = open_repository(open_store(vault, account_key_file), inputs.passphrase(passphrase_file, passphrase_fd))
+    repository = _open(vault, account_key_file, passphrase_file, passphrase_fd)
     points = [
         {"id": point.id, "time": str(point.time), "hostname": point.hostname, "paths": list(point.paths)}
         for point in repository.snapshots()
@@ -131,7 +131,7 @@ def backup(
     quiet: inputs.Quiet = False,
 ) -> None:
     """Take an incremental backup into the vault, on top of the newest recovery point of the same sources."""
-    repository = open_repository(open_store(vault, account_key_file), inputs.passphrase(passphrase_file, passphrase_fd))
+    repository = _open(vault, account_key_file, passphrase_file, passphrase_fd)
     hostname = socket.gethostname()
     wanted = [str(source.absolute()) for source in sources]
     bases = [s for s in repository.snapshots() if s.hostname == hostname and set(wanted) <= set(s.paths)]
@@ -163,7 +163,7 @@ def check(
     quiet: inputs.Quiet = False,
 ) -> None:
     """Check that the vault is whole."""
-    repository = open_repository(open_store(vault, account_key_file), inputs.passphrase(passphrase_file, passphrase_fd))
+    repository = _open(vault, account_key_file, passphrase_file, passphrase_fd)
     with output.screen(quiet=quiet) as screen:
         result = checks.check(repository, read_data=read_data, emit=screen.emit)
     for problem in result.problems[:50]:
@@ -185,9 +185,13 @@ def restore(
     quiet: inputs.Quiet = False,
 ) -> None:
     """Restore a recovery point below TARGET, under the original absolute paths."""
-    repository = open_repository(open_store(vault, account_key_file), inputs.passphrase(passphrase_file, passphrase_fd))
+    repository = _open(vault, account_key_file, passphrase_file, passphrase_fd)
     with output.screen(quiet=quiet) as screen:
         result = restoring.restore(repository, snapshot, target.absolute(), emit=screen.emit, subpath=path)
     for warning in result.warnings[:20]:
         print(f"warning: {output.escape(warning)}")
     print(f"restored below {target}: {result.files} files, {output.size(result.bytes_restored)}")
+
+
+def _open(vault: str, key_file: Path | None, passphrase_file: Path | None, passphrase_fd: int | None) -> Repository:
+    return open_repository(open_store(vault, key_file), inputs.passphrase(passphrase_file, passphrase_fd))

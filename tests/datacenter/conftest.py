@@ -5,11 +5,11 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import TurnedClock
 
 from diskprep.datacenter.server import Datacenter
 from diskprep.secrets import Secret
@@ -18,33 +18,13 @@ from diskprep.store.directory import DirectoryAccount
 Http = Callable[..., tuple[int, Any]]
 
 
-class TestClock:
-    """Starts at a fixed moment and goes on when told to."""
-
-    __test__ = False
-
-    def __init__(self) -> None:
-        self.moment = datetime(2026, 3, 1, 12, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        return self.moment
-
-    def advance(self, **kwargs: float) -> None:
-        self.moment += timedelta(**kwargs)
-
-
-@pytest.fixture
-def test_clock() -> TestClock:
-    return TestClock()
-
-
 @pytest.fixture
 def account(tmp_path: Path) -> DirectoryAccount:
     return DirectoryAccount("backups", tmp_path / "account", Secret(b"k" * 32))
 
 
 @pytest.fixture
-def datacenter(tmp_path: Path, account: DirectoryAccount, test_clock: TestClock) -> Iterator[Datacenter]:
+def datacenter(tmp_path: Path, account: DirectoryAccount, test_clock: TurnedClock) -> Iterator[Datacenter]:
     with Datacenter(tmp_path / "state.sqlite", account, token=Secret("the-token"), now=test_clock) as running:
         yield running
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from support import TurnedClock
 
 from diskprep.datacenter.server import Datacenter
 from diskprep.importjob.model import Drive, ReturnAddress
@@ -19,28 +19,8 @@ SUBSCRIPTION = "00000000-0000-4000-8000-000000000001"
 PASSWORD = "238810-662376-448998-450120-652806-203390-606320-483076"
 
 
-class TestClock:
-    """Starts at a fixed moment and goes on when told to."""
-
-    __test__ = False
-
-    def __init__(self) -> None:
-        self.moment = datetime(2026, 3, 1, 12, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        return self.moment
-
-    def advance(self, **kwargs: float) -> None:
-        self.moment += timedelta(**kwargs)
-
-
 @pytest.fixture
-def test_clock() -> TestClock:
-    return TestClock()
-
-
-@pytest.fixture
-def datacenter(tmp_path: Path, test_clock: TestClock) -> Iterator[Datacenter]:
+def datacenter(tmp_path: Path, test_clock: TurnedClock) -> Iterator[Datacenter]:
     account = DirectoryAccount("backups", tmp_path / "account", Secret(b"k" * 32))
     with Datacenter(tmp_path / "state.sqlite", account, token=Secret("the-token"), now=test_clock) as running:
         yield running
