@@ -79,10 +79,6 @@ class Fingerprint:
     entries: Mapping[bytes, Entry]
     unreadable: Mapping[bytes, str]
 
-    @property
-    def file_bytes(self) -> int:
-        return sum(entry.size_bytes for entry in self.entries.values())
-
 
 def fingerprint(root: Path, *, contents: bool = True) -> Fingerprint:
     """Read the tree below `root`, two files at a time. Without `contents` only metadata: enough for `changed`.

@@ -6,8 +6,6 @@ Invariants: every data pack of the seal is on exactly one disk; no pack is split
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,11 +182,6 @@ def load_plan(path: Path, seal: Seal) -> Plan:
     if plan.seal_digest != seal.digest:
         raise DataDamaged(f"{path} was made for another seal", hint="prepare the disks again")
     return plan
-
-
-def plan_digest(plan: Plan) -> str:
-    """SHA-256 in hex of the plan's canonical form."""
-    return hashlib.sha256(json.dumps(_document(plan), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _document(plan: Plan) -> dict[str, Any]:

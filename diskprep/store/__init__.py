@@ -12,7 +12,7 @@ The contract, which one test suite runs against every implementation:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -91,8 +91,3 @@ def check_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise DataDamaged(f"{name!r} is not a legal object name")
     return name
-
-
-def joined(parts: Iterable[Buffer]) -> bytes:
-    """The parts as one bytes object."""
-    return b"".join(parts)
