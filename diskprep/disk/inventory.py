@@ -37,11 +37,11 @@ class DiskFacts:
 
 def list_disks() -> list[DiskFacts]:
     """All disks with a medium that are no partitions, RAM disks or stacked devices, by name."""
-    found = []
+    found, usage = [], _look()
     for entry in sorted(_SYS_BLOCK.iterdir()):
         if entry.name.startswith(("ram", "zram", "dm-", "md", "sr", "fd")) or (entry / "partition").exists():
             continue
-        facts = _facts(entry.name)
+        facts = _facts(entry.name, usage)
         if facts.size_bytes:
             found.append(facts)
     return found
@@ -63,7 +63,7 @@ def facts_of_number(number: int) -> DiskFacts:
     link = Path("/sys/dev/block") / f"{os.major(number)}:{os.minor(number)}"
     if not link.exists():
         raise NotFound(f"the kernel knows no block device {link.name}")
-    return _facts(link.resolve().name)
+    return _facts(link.resolve().name, _look())
 
 
 def disk_under(path: Path) -> str:
@@ -96,7 +96,7 @@ def loop_file(name: str) -> Path | None:
     return Path(path.removesuffix(" (deleted)")) if path else None
 
 
-def _facts(name: str) -> DiskFacts:
+def _facts(name: str, usage: _Usage) -> DiskFacts:
     base = _SYS_BLOCK / name
     is_partition = (base / "partition").exists()
     return DiskFacts(
@@ -111,7 +111,7 @@ def _facts(name: str) -> DiskFacts:
         rotational=_text(base / "queue/rotational") == "1",
         bus=_bus(base),
         is_partition=is_partition,
-        uses=tuple(_uses(name)),
+        uses=tuple(_uses(name, usage)),
     )
 
 
@@ -135,15 +135,29 @@ def _bus(base: Path) -> str:
     return ""
 
 
-def _uses(name: str) -> list[str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Usage:
+    """What the computer uses at one moment: (major:minor, mount point), names of swap devices, the disk under `/`."""
+
+    mounts: frozenset[tuple[str, str]]
+    swaps: frozenset[str]
+    system: str
+
+
+def _look() -> _Usage:
+    """Read it once for all disks: there is a file to read for each process."""
+    return _Usage(mounts=_mounts(), swaps=_swaps(), system=disk_under(Path("/")))
+
+
+def _uses(name: str, usage: _Usage) -> list[str]:
     """Everything that makes writing to `name` harm somebody: on the device itself and on each of its partitions."""
     base = _SYS_BLOCK / name
     members = [name, *(child.name for child in base.resolve().iterdir() if (child / "partition").exists())]
     numbers = {_text(_SYS_BLOCK / member / "dev"): member for member in members}
-    uses = ["the system is on it"] if disk_under(Path("/")) == name else []
+    uses = ["the system is on it"] if usage.system == name else []
     uses += [f"{member} is held by {holder.name}" for member in members for holder in _children(base, name, member)]
-    uses += [f"{numbers[number]} is mounted at {point}" for number, point in _mounts() if number in numbers]
-    uses += [f"{member} is swap space" for member in members if member in _swaps()]
+    uses += [f"{numbers[number]} is mounted at {point}" for number, point in usage.mounts if number in numbers]
+    uses += [f"{member} is swap space" for member in members if member in usage.swaps]
     return uses
 
 
@@ -152,7 +166,7 @@ def _children(base: Path, name: str, member: str) -> list[Path]:
     return sorted(holders.iterdir()) if holders.is_dir() else []
 
 
-def _mounts() -> set[tuple[str, str]]:
+def _mounts() -> frozenset[tuple[str, str]]:
     """(major:minor, mount point) of every mount in every mount namespace that can be read.
 
     btrfs and overlay report an anonymous device; their source field names the real one, so both are returned.
@@ -179,12 +193,12 @@ def _mounts() -> set[tuple[str, str]]:
                 except OSError:
                     continue
                 found.add((f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}", fields[4]))
-    return found
+    return frozenset(found)
 
 
-def _swaps() -> set[str]:
+def _swaps() -> frozenset[str]:
     lines = _text(Path("/proc/swaps")).splitlines()[1:]
-    return {Path(line.split()[0]).resolve().name for line in lines if line}
+    return frozenset(Path(line.split()[0]).resolve().name for line in lines if line)
 
 
 def _text(path: Path) -> str:
