@@ -19,12 +19,11 @@ from diskprep.errors import DataDamaged, DiskprepError, IngestIncomplete, JobCon
 from diskprep.events import Emit, Note, Progress
 from diskprep.repository.pack import verify_pack
 from diskprep.repository.repository import Repository
-from diskprep.repository.snapshot import Snapshot
 from diskprep.seal import FileKind, Seal, SealedFile
 from diskprep.store import BlobStore
 from diskprep.vault import certificate as certificates
 from diskprep.vault.certificate import Certificate
-from diskprep.vault.check import TreeWalk, pack_problems
+from diskprep.vault.check import check
 from diskprep.vault.online import sealed_bytes
 from diskprep.vault.reading import in_threads
 
@@ -75,7 +74,7 @@ def ingest(
         job_name=job_name,
         repository_id=repository.id,
         seal_digest=seal.digest,
-        snapshots=tuple(snapshot.id for snapshot in snapshots),
+        snapshots=snapshots,
         vault=vault.location,
         created=clock.rfc3339(clock.now()),
         method=certificates.METHOD,
@@ -89,25 +88,18 @@ def ingest(
     return certificate
 
 
-def _verify_whole(vault: BlobStore, repository: Repository, seal: Seal) -> list[Snapshot]:
-    """Every pack that the index names is there, every snapshot's trees and file contents are in the index.
-
-    The snapshots are listed before the index is read: what a backup adds meanwhile is then in the index too.
-    """
-    snapshots = repository.snapshots()
-    repository.reload_index()
-    problems = list(pack_problems(repository))
-    walk = TreeWalk(repository)
-    walk.run([snapshot.tree for snapshot in snapshots])
-    problems += walk.problems
-    if seal.snapshot not in {snapshot.id for snapshot in snapshots}:
+def _verify_whole(vault: BlobStore, repository: Repository, seal: Seal) -> tuple[str, ...]:
+    """The ids of the vault's snapshots; every pack that its index names is there, and every snapshot is resolvable."""
+    result = check(repository)
+    problems = list(result.problems)
+    if seal.snapshot not in result.snapshots:
         problems.append(f"the sealed snapshot {seal.snapshot} is not in the vault")
     if problems:
         raise DataDamaged(
             f"{vault.location} is not whole: {'; '.join(problems[:3])}{_more(len(problems) - 3)}",
             hint="`diskprep vault check` tells more; nothing was certified, and the staging is to be kept",
         )
-    return snapshots
+    return result.snapshots
 
 
 def _bring_packs(bring: _Bring, seal: Seal, placement: Mapping[str, str], emit: Emit) -> None:
