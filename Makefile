@@ -1,6 +1,6 @@
 # Two commands for a newcomer: `make rehearse` and `make test`. Each does its own set-up.
 .POSIX:
-.PHONY: rehearse test check fast clean
+.PHONY: rehearse test check fast bench clean
 
 rehearse:
 	@.ci/prepare run
@@ -15,11 +15,18 @@ check:
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy
+	@.venv/bin/mypy benchmarks/*.py
 
 # The quick half, while working: no root, no other people's tools.
 fast:
 	@.ci/prepare test
 	@.venv/bin/python -m pytest -q -m 'not slow and not root' --ignore=tests/readers --ignore=tests/e2e
+
+# diskprep beside restic, borg and others on the same data; a whole run is kept in docs/performance.md.
+# To try it: make bench BENCH='--scale 0.02 --runs 1'
+bench:
+	@.ci/prepare bench
+	@.venv/bin/python benchmarks/staging.py --document docs/performance.md $(BENCH)
 
 clean:
 	rm -rf .venv .cache dist build
