@@ -1,0 +1,1 @@
+"""View: the sources as they were at one moment, read from snapshots of their file systems under their own paths."""
