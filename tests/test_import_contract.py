@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "diskprep.importjob",
         "diskprep.datacenter",
         "diskprep.vault",
+        "diskprep.view",
         "diskprep.cleanup",
         "diskprep.compare",
         "diskprep.replica",

@@ -54,14 +54,14 @@ class Chunker:
             [(top << DEGREE) | _mod(top << DEGREE, polynomial) for top in range(256)], dtype=np.uint64
         )
 
-    def cut(self, data: Buffer, start: int, stop: int, *, final: bool) -> int | None:
+    def cut(self, data: Buffer, start: int, stop: int, *, final: bool, clear: int = 0) -> int | None:
         """The end of the chunk that starts at `start`, when `data[:stop]` is there; `final` says that the stream ends
-        at `stop`. None: more data is needed to tell."""
+        at `stop`, `clear` that an earlier look has found no end up to there. None: more data is needed to tell."""
         if stop - start >= MIN_BYTES:
             limit = min(stop, start + MAX_BYTES)
             view = self._frombuffer(data, dtype=self._uint8)
             # F(stop) is known too, for all its 64 bytes are there; a cut at the 8 MiB limit needs no look.
-            end = int(self._find(view, start + MIN_BYTES, limit + 1, self._outs, self._mods))
+            end = int(self._find(view, max(start + MIN_BYTES, clear + 1), limit + 1, self._outs, self._mods))
             if end >= 0:
                 return end
             if limit - start == MAX_BYTES:

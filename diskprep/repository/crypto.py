@@ -24,6 +24,7 @@ from diskprep.errors import DataDamaged
 IV_BYTES = 16
 TAG_BYTES = 16
 OVERHEAD_BYTES = IV_BYTES + TAG_BYTES
+SEAL_ROOM_BYTES = OVERHEAD_BYTES + 16  # the cipher asks for room for a block more than it writes
 _POOL_IVS = 1024
 _ZERO_IV = bytes(IV_BYTES)
 
@@ -31,13 +32,14 @@ _ZERO_IV = bytes(IV_BYTES)
 class _Context:
     """One thread's cipher contexts and its pool of unused IVs."""
 
-    __slots__ = ("addends", "ctr", "ecb", "ivs", "pid", "used")
+    __slots__ = ("addends", "ctr", "ecb", "ivs", "pid", "stream", "used")
 
     def __init__(self, key: DataKey) -> None:
         self.pid = os.getpid()
         # The counter mode's decryption is its encryption; the nonce given here is never used for data.
         self.ctr = Cipher(algorithms.AES(key.encrypt), modes.CTR(_ZERO_IV)).encryptor()
         self.ecb: CipherContext = Cipher(algorithms.AES(key.mac_k), modes.ECB()).encryptor()  # noqa: S305 - a PRF on single blocks
+        self.stream: CipherContext = Cipher(algorithms.AES(key.encrypt), modes.ECB()).encryptor()  # noqa: S305 - for counters
         self.ivs = self.addends = b""
         self.used = _POOL_IVS
 
@@ -83,6 +85,29 @@ class DataKey:
         else:
             ciphertext = b"".join([context.ctr.update(part) for part in parts])
         return b"".join((iv, ciphertext, Poly1305.generate_tag(self.mac_r + addend, ciphertext)))
+
+    def seal_into(self, target: memoryview, plaintext: Buffer) -> int:
+        """Like `seal`, to the beginning of `target`, which must be `SEAL_ROOM_BYTES` longer than the plaintext; returns
+        the number of bytes sealed."""
+        context = self._context()
+        iv, addend = context.next_iv()
+        context.ctr.reset_nonce(iv)
+        target[:IV_BYTES] = iv
+        end = IV_BYTES + context.ctr.update_into(plaintext, target[IV_BYTES:])
+        tag = Poly1305.generate_tag(self.mac_r + addend, target[IV_BYTES:end])
+        target[end : end + TAG_BYTES] = tag
+        return end + TAG_BYTES
+
+    def fresh_ivs(self, count: int) -> tuple[bytes, bytes]:
+        """`count` IVs that were never used, and their MAC addends, 16 bytes each."""
+        while True:
+            ivs = os.urandom(IV_BYTES * count)
+            if not any(ivs[start : start + IV_BYTES] == _ZERO_IV for start in range(0, len(ivs), IV_BYTES)):
+                return ivs, self._context().ecb.update(ivs)
+
+    def encrypt_blocks(self, counters: Buffer) -> bytes:
+        """Whole blocks of 16 bytes, each encrypted by itself: a keystream, when they are counters that never repeat."""
+        return self._context().stream.update(counters)
 
     def open(self, sealed: Buffer) -> bytes:
         """The plaintext of `sealed`. Raises DataDamaged when it was changed or sealed with another key."""

@@ -11,9 +11,9 @@ from types import MappingProxyType
 from typing import Any
 
 from diskprep.errors import DataDamaged
-from diskprep.repository.pack import BlobKind, BlobLocation, PackEntry
+from diskprep.repository.pack import BlobKind, BlobLocation, PackEntry, PackSummary, pack_bytes
 
-__all__ = ["BlobKind", "BlobLocation", "Index", "PackEntry", "index_document", "parse_index"]
+__all__ = ["BlobKind", "BlobLocation", "Index", "PackEntry", "encode_index", "parse_index"]
 
 
 class Index:
@@ -50,24 +50,56 @@ class Index:
         return sum(map(len, self._blobs.values()))
 
 
-def index_document(entries: Iterable[PackEntry]) -> dict[str, Any]:
-    """The JSON of an index file."""
-    return {"packs": [{"id": entry.pack, "blobs": [_blob_document(blob) for blob in entry.blobs]} for entry in entries]}
+def encode_index(entries: Iterable[PackEntry]) -> bytes:
+    """The JSON of an index file, as text: there are too many blobs to make a document of each first."""
+    packs = [
+        f'{{"id":"{entry.pack}","blobs":[{",".join([_encode_blob(blob) for blob in entry.blobs])}]}}'
+        for entry in entries
+    ]
+    return f'{{"packs":[{",".join(packs)}]}}\n'.encode()
 
 
-def parse_index(document: dict[str, Any]) -> list[PackEntry]:
-    """The packs an index file names. Raises DataDamaged."""
+def parse_index(document: dict[str, Any], *, only: BlobKind | None = None) -> list[PackEntry]:
+    """The packs an index file names, all or of one kind. Raises DataDamaged."""
     try:
-        return [_parse_pack(pack) for pack in document["packs"] or ()]
+        packs = document["packs"] or ()
+        if only is not None:
+            packs = [pack for pack in packs if any(blob["type"] == only.value for blob in pack["blobs"])]
+        return [_parse_pack(pack) for pack in packs]
     except (KeyError, TypeError, ValueError):
         raise DataDamaged("an index file is malformed") from None
 
 
-def _blob_document(blob: BlobLocation) -> dict[str, Any]:
-    document = {"id": blob.id.hex(), "type": str(blob.kind), "offset": blob.offset, "length": blob.length}
-    if blob.uncompressed_length is not None:
-        document["uncompressed_length"] = blob.uncompressed_length
-    return document
+def summarize_index(document: dict[str, Any]) -> dict[str, PackSummary]:
+    """Kind and size of each pack an index file names, without an object for every blob. Raises DataDamaged."""
+    found = {}
+    try:
+        for pack in document["packs"] or ():
+            name, blobs = pack["id"], pack["blobs"]
+            _digest(name)
+            kinds = {blob["type"] for blob in blobs}
+            size_bytes = pack_bytes((blob["length"], blob.get("uncompressed_length") or None) for blob in blobs)
+            if len(kinds) != 1:
+                raise DataDamaged(f"an index file lists pack {name} as empty, or with data and trees mixed")
+            found[name] = PackSummary(BlobKind(kinds.pop()), size_bytes)
+    except (KeyError, TypeError, ValueError):
+        raise DataDamaged("an index file is malformed") from None
+    return found
+
+
+def blob_ids(document: dict[str, Any]) -> list[bytes]:
+    """The ids of the data blobs an index file names. Raises DataDamaged."""
+    try:
+        packs = document["packs"] or ()
+        return [_digest(blob["id"]) for pack in packs for blob in pack["blobs"] if blob["type"] == BlobKind.DATA.value]
+    except (KeyError, TypeError, ValueError):
+        raise DataDamaged("an index file is malformed") from None
+
+
+def _encode_blob(blob: BlobLocation) -> str:
+    kind, blob_id, _, offset, length, plain = blob
+    plain_text = "" if plain is None else f',"uncompressed_length":{plain}'
+    return f'{{"id":"{blob_id.hex()}","type":"{kind.value}","offset":{offset},"length":{length}{plain_text}}}'
 
 
 def _parse_pack(pack: dict[str, Any]) -> PackEntry:

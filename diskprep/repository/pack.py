@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from diskprep.durable import Buffer
 from diskprep.errors import DataDamaged
@@ -20,6 +21,7 @@ from diskprep.repository import codec
 from diskprep.repository.crypto import OVERHEAD_BYTES, DataKey
 
 HEADER_MAX_BYTES = 16 << 20
+HEADER_ENTRIES = (HEADER_MAX_BYTES - (1 << 20)) // 41  # as many as surely fit
 TREE_MAX_BYTES = 1 << 30  # a directory of two million entries
 DATA_MAX_BYTES = 64 << 20  # restic's chunks end at 8 MiB; other writers' may be longer
 _STORED = struct.Struct("<BI32s")
@@ -42,8 +44,7 @@ _TYPES: Mapping[int, tuple[BlobKind, bool]] = {
 _TYPE_OF = {value: number for number, value in _TYPES.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class BlobLocation:
+class BlobLocation(NamedTuple):
     """Where a blob lies: `length` sealed bytes at `offset` of `pack`. `uncompressed_length`: None when stored as is."""
 
     kind: BlobKind
@@ -58,6 +59,13 @@ class BlobLocation:
         return self.length - OVERHEAD_BYTES if self.uncompressed_length is None else self.uncompressed_length
 
 
+class PackSummary(NamedTuple):
+    """A pack without its blobs."""
+
+    kind: BlobKind
+    size_bytes: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackEntry:
     """A pack as its header and the index list it. `pack` is its name: 64 hexadecimal digits."""
@@ -69,64 +77,49 @@ class PackEntry:
     @property
     def size_bytes(self) -> int:
         """Size of the pack file, as the format makes it."""
-        header = sum(_entry_struct(blob.uncompressed_length).size for blob in self.blobs)
-        return sum(blob.length for blob in self.blobs) + header + _FIXED_BYTES
+        return pack_bytes((blob.length, blob.uncompressed_length) for blob in self.blobs)
+
+    @property
+    def summary(self) -> PackSummary:
+        return PackSummary(self.kind, self.size_bytes)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FinishedPack:
-    """A pack ready to be written: its entry and the parts of the file in order."""
+def pack_bytes(blobs: Iterable[tuple[int, int | None]]) -> int:
+    """Size of the file of a pack of blobs with these sealed and uncompressed lengths."""
+    return _FIXED_BYTES + sum(length + (_STORED if plain is None else _COMPRESSED).size for length, plain in blobs)
 
-    entry: PackEntry
-    parts: list[bytes]
+
+def encode_header(kind: BlobKind, blobs: Iterable[tuple[bytes, int, int | None]]) -> bytes:
+    """The plaintext of a pack's header; `blobs`: id, sealed length, and uncompressed length or None."""
+    stored, compressed = _TYPE_OF[kind, False], _TYPE_OF[kind, True]
+    return b"".join(
+        [
+            _STORED.pack(stored, length, blob_id)
+            if plain is None
+            else _COMPRESSED.pack(compressed, length, plain, blob_id)
+            for blob_id, length, plain in blobs
+        ]
+    )
+
+
+def encode_tail(sealed_header: bytes) -> bytes:
+    """What follows the blobs in the file."""
+    return sealed_header + _LENGTH.pack(len(sealed_header))
+
+
+def pack_entry(name: str, kind: BlobKind, blobs: Iterable[tuple[bytes, int, int | None]]) -> PackEntry:
+    """The entry of a pack of these blobs, as `encode_header` takes them."""
+    located = []
+    offset = 0
+    for blob_id, length, plain in blobs:
+        located.append(BlobLocation(kind, blob_id, name, offset, length, plain))
+        offset += length
+    return PackEntry(pack=name, kind=kind, blobs=tuple(located))
 
 
 def object_name(pack: str) -> str:
     """The pack's name in a store."""
     return f"data/{pack[:2]}/{pack}"
-
-
-class PackWriter:
-    """Collects blobs of one kind in memory: the target size plus one blob. Used by one thread."""
-
-    def __init__(self, kind: BlobKind, key: DataKey) -> None:
-        self.kind = kind
-        self.size_bytes = 0
-        self._key = key
-        self._parts: list[bytes] = []
-        self._blobs: list[tuple[bytes, int, int | None]] = []
-        self._hash = hashlib.sha256()
-
-    def add(self, blob_id: bytes, plaintext: Buffer) -> int:
-        """Compress, seal and append a blob; return its sealed length."""
-        frame = codec.compress(plaintext)
-        length = len(plaintext)
-        gains = len(frame) < length
-        sealed = self._key.seal(frame if gains else plaintext)
-        self._hash.update(sealed)
-        self._parts.append(sealed)
-        self._blobs.append((blob_id, len(sealed), length if gains else None))
-        self.size_bytes += len(sealed)
-        return len(sealed)
-
-    @property
-    def full_of_entries(self) -> bool:
-        return len(self._blobs) * _COMPRESSED.size > HEADER_MAX_BYTES - (1 << 20)
-
-    def finish(self) -> FinishedPack:
-        """Close the pack; the writer is not used again."""
-        header = b"".join(
-            _STORED.pack(_TYPE_OF[self.kind, False], length, blob_id)
-            if plain is None
-            else _COMPRESSED.pack(_TYPE_OF[self.kind, True], length, plain, blob_id)
-            for blob_id, length, plain in self._blobs
-        )
-        sealed = self._key.seal(header)
-        tail = sealed + _LENGTH.pack(len(sealed))
-        self._hash.update(tail)
-        self._parts.append(tail)
-        name = self._hash.hexdigest()
-        return FinishedPack(entry=_entry(name, self.kind, self._blobs), parts=self._parts)
 
 
 def parse_header(name_hex: str, plaintext: bytes, blobs_bytes: int) -> PackEntry:
@@ -152,7 +145,7 @@ def parse_header(name_hex: str, plaintext: bytes, blobs_bytes: int) -> PackEntry
         raise DataDamaged(f"pack {name_hex}: it mixes data and trees, or is empty")
     if sum(length for _, length, _ in blobs) != blobs_bytes:
         raise DataDamaged(f"pack {name_hex}: its header does not cover the file")
-    return _entry(name_hex, kinds.pop(), blobs)
+    return pack_entry(name_hex, kinds.pop(), blobs)
 
 
 def read_entry(name_hex: str, data: Buffer, key: DataKey) -> PackEntry:
@@ -201,16 +194,3 @@ def verify_pack(name_hex: str, data: Buffer, key: DataKey, entry: PackEntry | No
     for blob in found.blobs:
         open_blob(view[blob.offset : blob.offset + blob.length], blob, key)
     return found
-
-
-def _entry(name: str, kind: BlobKind, blobs: Iterable[tuple[bytes, int, int | None]]) -> PackEntry:
-    located = []
-    offset = 0
-    for blob_id, length, plain in blobs:
-        located.append(BlobLocation(kind, blob_id, name, offset, length, plain))
-        offset += length
-    return PackEntry(pack=name, kind=kind, blobs=tuple(located))
-
-
-def _entry_struct(uncompressed_length: int | None) -> struct.Struct:
-    return _STORED if uncompressed_length is None else _COMPRESSED

@@ -11,12 +11,14 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import os
 import stat
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from types import NoneType
-from typing import Any
+from typing import Any, NamedTuple
 
 from diskprep.errors import DataDamaged
 from diskprep.repository.quoting import format_time, json_string, parse_time, quote_name, unquote_name
@@ -54,6 +56,7 @@ _FORMAT_BITS = {
     NodeType.FIFO: stat.S_IFIFO,
     NodeType.SOCKET: stat.S_IFSOCK,
 }
+_NODES_A_PART = 8192
 _LINKED = frozenset({NodeType.FILE, NodeType.SYMLINK, NodeType.DEV, NodeType.CHARDEV})
 
 
@@ -90,6 +93,7 @@ class Node:
         return _FORMAT_BITS[self.type] | special | (self.mode & 0o777)
 
 
+@lru_cache(maxsize=4096)
 def go_mode(st_mode: int) -> int:
     """st_mode as Go's FileMode bits."""
     special = 0
@@ -98,20 +102,48 @@ def go_mode(st_mode: int) -> int:
     return _TYPE_BITS[stat.S_IFMT(st_mode)] | special | (st_mode & 0o777)
 
 
+@lru_cache(maxsize=4096)
+def encode_owner(uid: int, gid: int, user: str, group: str) -> str:
+    """The part of an entry's text that tells its owner; empty names are left out."""
+    user_text = f',"user":{json_string(user)}' if user else ""
+    group_text = f',"group":{json_string(group)}' if group else ""
+    return f'"uid":{uid},"gid":{gid}{user_text}{group_text}'
+
+
+def encode_file(  # the same text as `encode_node` gives, without a Node: this runs once for every file of a source
+    name: bytes,
+    status: os.stat_result,
+    *,
+    owner: str,
+    xattrs: tuple[tuple[bytes, bytes], ...],
+    content: tuple[bytes, ...],
+    size_bytes: int,
+) -> bytes:
+    """The JSON object of a regular file. `owner` is of `encode_owner`; `size_bytes` and `content` are what was read."""
+    mtime_ns, ctime_ns = status.st_mtime_ns, status.st_ctime_ns
+    mtime = format_time(mtime_ns)
+    ctime = mtime if ctime_ns == mtime_ns else format_time(ctime_ns)
+    inode, device_id, links = status.st_ino, status.st_dev, status.st_nlink
+    mode = go_mode(status.st_mode)
+    more = _encode_xattrs(xattrs) if xattrs else ""
+    ids = f'"{content[0].hex()}"' if len(content) == 1 else _encode_ids(content)
+    if not (mode and inode and device_id and size_bytes and links):  # zeros are left out
+        head = _encode_head(name, "file", mode, (mtime, mtime, ctime))
+        return f'{head}{owner}{_encode_numbers(inode, device_id, size_bytes, links)}{more},"content":[{ids}]}}'.encode()
+    return (
+        f'{{"name":{quote_name(name)},"type":"file","mode":{mode},"mtime":"{mtime}","atime":"{mtime}","ctime":"{ctime}",'
+        f'{owner},"inode":{inode},"device_id":{device_id},"size":{size_bytes},"links":{links}{more},"content":[{ids}]}}'
+    ).encode()
+
+
 def encode_node(node: Node) -> bytes:
     """The JSON object of one entry."""
     mtime = format_time(node.mtime)
     atime = mtime if node.atime == node.mtime else format_time(node.atime)
     parts = [
-        f'{{"name":{quote_name(node.name)},"type":"{node.type.value}"',
-        f',"mode":{node.mode}' if node.mode else "",
-        f',"mtime":"{mtime}","atime":"{atime}","ctime":"{format_time(node.ctime)}","uid":{node.uid},"gid":{node.gid}',
-        f',"user":{json_string(node.user)}' if node.user else "",
-        f',"group":{json_string(node.group)}' if node.group else "",
-        f',"inode":{node.inode}' if node.inode else "",
-        f',"device_id":{node.device_id}' if node.device_id else "",
-        f',"size":{node.size}' if node.size else "",
-        f',"links":{node.links}' if node.links and node.type in _LINKED else "",
+        _encode_head(node.name, node.type.value, node.mode, (mtime, atime, format_time(node.ctime))),
+        encode_owner(node.uid, node.gid, node.user, node.group),
+        _encode_numbers(node.inode, node.device_id, node.size, node.links if node.type in _LINKED else 0),
     ]
     if node.linktarget:
         parts.append(_encode_target(node.linktarget))
@@ -119,7 +151,7 @@ def encode_node(node: Node) -> bytes:
         parts.append(_encode_xattrs(node.xattrs))
     if node.device:
         parts.append(f',"device":{node.device}')
-    parts.append(_encode_content(node.content))
+    parts.append(',"content":null' if node.content is None else f',"content":[{_encode_ids(node.content)}]')
     if node.subtree is not None:
         parts.append(f',"subtree":"{node.subtree.hex()}"')
     if node.error:
@@ -128,14 +160,93 @@ def encode_node(node: Node) -> bytes:
     return "".join(parts).encode()
 
 
-def join_nodes(nodes: Iterable[bytes]) -> bytes:
+def _is_time(text: str, time_ns: int) -> bool:
+    if text == format_time(time_ns):
+        return True
+    try:
+        return parse_time(text) == time_ns  # it may have been written in another zone
+    except (ValueError, TypeError):
+        return False
+
+
+def _encode_head(name: bytes, kind: str, mode: int, times: tuple[str, str, str]) -> str:
+    mtime, atime, ctime = times
+    mode_text = f',"mode":{mode}' if mode else ""
+    return (
+        f'{{"name":{quote_name(name)},"type":"{kind}"{mode_text},"mtime":"{mtime}","atime":"{atime}","ctime":"{ctime}",'
+    )
+
+
+def _encode_numbers(inode: int, device_id: int, size: int, links: int) -> str:
+    fields = (("inode", inode), ("device_id", device_id), ("size", size), ("links", links))
+    return "".join([f',"{name}":{value}' for name, value in fields if value])
+
+
+def _encode_ids(content: tuple[bytes, ...]) -> str:
+    return ",".join([f'"{blob.hex()}"' for blob in content])
+
+
+def tree_parts(nodes: Sequence[bytes]) -> Iterator[bytes]:
+    """The pieces of a tree of encoded nodes, which are in the order of their names; joined they are its plaintext."""
+    yield b'{"nodes":['
+    for start in range(0, len(nodes), _NODES_A_PART):
+        yield (b"," if start else b"") + b",".join(nodes[start : start + _NODES_A_PART])
+    yield b"]}\n"
+
+
+def join_nodes(nodes: Sequence[bytes]) -> bytes:
     """A tree of encoded nodes, which are in the order of their names."""
-    return b'{"nodes":[' + b",".join(nodes) + b"]}\n"
+    return b"".join(tree_parts(nodes))
 
 
 def encode_tree(nodes: Iterable[Node]) -> bytes:
     """The plaintext of a tree blob; nodes in any order, no name twice."""
-    return join_nodes(encode_node(node) for node in sorted(nodes, key=lambda node: node.name))
+    return join_nodes([encode_node(node) for node in sorted(nodes, key=lambda node: node.name)])
+
+
+class BaseFile(NamedTuple):
+    """What a later backup needs of a file: the times are as the tree spells them, `content` holds the chunks' ids."""
+
+    size: int
+    mtime: str
+    ctime: str
+    inode: int
+    content: tuple[bytes, ...]
+
+    def has_times(self, mtime_ns: int, ctime_ns: int | None) -> bool:
+        """Whether these are its times, in nanoseconds; `ctime_ns` None: any will do."""
+        return _is_time(self.mtime, mtime_ns) and (ctime_ns is None or _is_time(self.ctime, ctime_ns))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """A directory of an earlier snapshot: its files and the trees of its directories, by name."""
+
+    files: Mapping[bytes, BaseFile] = field(default_factory=dict)
+    subtrees: Mapping[bytes, bytes] = field(default_factory=dict)
+
+
+def parse_base(plaintext: bytes) -> Base:
+    """What a later backup needs of a tree blob, read entry by entry. Raises DataDamaged."""
+    files: dict[bytes, BaseFile] = {}
+    subtrees: dict[bytes, bytes] = {}
+    try:
+        text = plaintext.decode()
+        decode = json.JSONDecoder().raw_decode
+        position = text.index("[") + 1
+        while text[position] == "{":
+            document, position = decode(text, position)
+            kind, name = document["type"], unquote_name(document["name"])
+            if kind == "file":
+                content = tuple([_blob_id(blob) for blob in document["content"] or ()])
+                size, inode = document.get("size", 0), document.get("inode", 0)
+                files[name] = BaseFile(size, document["mtime"], document["ctime"], inode, content)
+            elif kind == "dir" and document.get("subtree"):
+                subtrees[name] = _blob_id(document["subtree"])
+            position += text[position] == ","
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, IndexError) as error:
+        raise DataDamaged(f"a tree is malformed: {error}") from None
+    return Base(files=files, subtrees=subtrees)
 
 
 def parse_tree(plaintext: bytes) -> tuple[Node, ...]:
@@ -149,12 +260,6 @@ def parse_tree(plaintext: bytes) -> tuple[Node, ...]:
         if one.name == other.name:
             raise DataDamaged(f"a tree names {one.name!r} twice")
     return tuple(nodes)
-
-
-def _encode_content(content: tuple[bytes, ...] | None) -> str:
-    if content is None:
-        return ',"content":null'
-    return ',"content":[' + ",".join([f'"{blob.hex()}"' for blob in content]) + "]"
 
 
 def _encode_target(target: bytes) -> str:

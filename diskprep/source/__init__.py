@@ -6,7 +6,19 @@ directories is ever opened, for opening a device can act.
 
 from __future__ import annotations
 
-from diskprep.source.reader import Entry, EntryUnreadable, Item, OpenDirectory, OpenFile, ancestor, describe
+from diskprep.source.reader import (
+    Entry,
+    EntryUnreadable,
+    Item,
+    OpenDirectory,
+    OpenFile,
+    SmallFile,
+    ancestor,
+    describe,
+    group_name,
+    user_name,
+)
+from diskprep.source.selection import Selection
 from diskprep.source.source import Measure, Source, check_sources, display, measure, public_path
 
 __all__ = [
@@ -16,11 +28,15 @@ __all__ = [
     "Measure",
     "OpenDirectory",
     "OpenFile",
+    "Selection",
+    "SmallFile",
     "Source",
     "ancestor",
     "check_sources",
     "describe",
     "display",
+    "group_name",
     "measure",
     "public_path",
+    "user_name",
 ]

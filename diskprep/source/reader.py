@@ -14,6 +14,7 @@ import grp
 import os
 import pwd
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from typing import NamedTuple
 from diskprep.errors import SourceIncomplete, StorageUnavailable
 
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_OPEN_QUIETLY = _OPEN | os.O_NOATIME
 _NOT_SUPPORTED = (errno.ENOTSUP, errno.ENOSYS)
 _GONE = (errno.ENOENT, errno.ESTALE)
 _SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
@@ -55,6 +57,16 @@ class Entry:
         return group_name(self.stat.st_gid)
 
 
+class SmallFile(NamedTuple):
+    """What `OpenDirectory.read_small` found. `data` is None when it is too long or was not wanted; `changed`: it
+    was written to while it was read."""
+
+    stat: os.stat_result
+    xattrs: tuple[tuple[bytes, bytes], ...]
+    data: bytes | None
+    changed: bool
+
+
 class OpenFile:
     """An open regular file. Used by one thread at a time."""
 
@@ -63,39 +75,46 @@ class OpenFile:
     def __init__(self, descriptor: int, entry: Entry) -> None:
         self._descriptor, self.entry = descriptor, entry
 
-    def read_small(self, limit_bytes: int) -> bytes | None:
-        """The whole content; None when it is longer than `limit_bytes`, whatever its metadata said."""
-        with _TRANSLATION:
-            data = os.read(self._descriptor, min(self.entry.stat.st_size, limit_bytes) + 1)
-            if len(data) != self.entry.stat.st_size:  # grew, shrank, or a file system that reads in pieces
-                while len(data) <= limit_bytes:
-                    part = os.read(self._descriptor, limit_bytes + 1 - len(data))
-                    if not part:
-                        break
-                    data += part
-        return data if len(data) <= limit_bytes else None
-
-    def read_into(self, buffer: memoryview) -> int:
-        """Fill `buffer` from the current position; less only at the file's end. Returns the number of bytes."""
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """Fill `buffer` from `offset` on; less only at the file's end. Returns the number of bytes."""
         filled = 0
         with _TRANSLATION:
             while filled < len(buffer):
-                count = os.readv(self._descriptor, [buffer[filled:]])
+                count = os.preadv(self._descriptor, [buffer[filled:]], offset + filled)
                 if not count:
                     break
                 filled += count
         return filled
 
+    @property
+    def may_have_holes(self) -> bool:
+        """Whether it takes less room than it is long."""
+        return self.entry.stat.st_blocks * 512 < self.entry.stat.st_size
+
+    def next_data(self, offset: int) -> int:
+        """Where data begin at or after `offset`; the end of the file when there are none. A file system that knows no
+        holes says that all is data."""
+        return self._seek(offset, os.SEEK_DATA)
+
+    def next_hole(self, offset: int) -> int:
+        """Where a hole begins at or after `offset`; the end of the file when there is none."""
+        return self._seek(offset, os.SEEK_HOLE)
+
+    def _seek(self, offset: int, whence: int) -> int:
+        try:
+            return os.lseek(self._descriptor, offset, whence)
+        except OSError as error:
+            with _TRANSLATION:
+                if error.errno == errno.ENXIO:
+                    return max(offset, os.fstat(self._descriptor).st_size)
+                if error.errno == errno.EINVAL:
+                    return offset if whence == os.SEEK_DATA else max(offset, os.fstat(self._descriptor).st_size)
+                raise
+
     def changed(self) -> bool:
         """Whether size, content time or inode time moved since the file was opened."""
-        before = self.entry.stat
         with _TRANSLATION:
-            now = os.fstat(self._descriptor)
-        return (now.st_size, now.st_mtime_ns, now.st_ctime_ns) != (
-            before.st_size,
-            before.st_mtime_ns,
-            before.st_ctime_ns,
-        )
+            return _moved(self.entry.stat, os.fstat(self._descriptor))
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -113,6 +132,17 @@ class OpenDirectory:
         except BaseException:
             os.close(descriptor)
             raise
+
+    @classmethod
+    def of(cls, descriptor: int) -> OpenDirectory:
+        """The directory that `descriptor` has open; it belongs to the new object. Raises EntryUnreadable."""
+        with _TRANSLATION:
+            return cls(descriptor)
+
+    @property
+    def descriptor(self) -> int:
+        """For another process; it stays this object's."""
+        return self._descriptor
 
     @classmethod
     def at(cls, path: bytes, *, follow: bool = False) -> OpenDirectory:
@@ -137,6 +167,38 @@ class OpenDirectory:
                 os.close(descriptor)
                 raise
             return OpenFile(descriptor, entry)
+
+    def read_small(
+        self, name: bytes, limit_bytes: int, is_wanted: Callable[[os.stat_result], bool] | None = None
+    ) -> SmallFile:
+        """A regular file with its whole content, in as few calls to the kernel as that takes. The content is None when
+        the file is longer than `limit_bytes`, or not wanted. Raises EntryUnreadable."""
+        # Once for every file of a source, so nothing is called here that need not be.
+        try:
+            try:
+                descriptor = os.open(name, _OPEN_QUIETLY, dir_fd=self._descriptor)
+            except PermissionError:
+                descriptor = _open(name, 0, self._descriptor)
+            try:
+                status = os.fstat(descriptor)
+                if not stat.S_ISREG(status.st_mode):
+                    raise EntryUnreadable("it was replaced while it was being opened")
+                xattrs = _xattrs(descriptor, follow=True)
+                size_bytes = status.st_size
+                if size_bytes > limit_bytes or (is_wanted is not None and not is_wanted(status)):
+                    return SmallFile(status, xattrs, None, changed=False)
+                data = os.read(descriptor, size_bytes + 1)
+                if len(data) != size_bytes:  # grew, shrank, or a file system that reads in pieces
+                    data = _read_on(descriptor, data, limit_bytes)
+                    if len(data) > limit_bytes:
+                        return SmallFile(status, xattrs, None, changed=False)
+                now = os.fstat(descriptor)
+                same = now.st_mtime_ns == status.st_mtime_ns and now.st_ctime_ns == status.st_ctime_ns
+                return SmallFile(status, xattrs, data, not same or now.st_size != size_bytes)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise _translated(error) from None
 
     def list(self) -> list[Item]:
         """The entries, sorted by the bytes of their names. Raises EntryUnreadable."""
@@ -194,6 +256,19 @@ def group_name(gid: int) -> str:
         return ""
 
 
+def _read_on(descriptor: int, data: bytes, limit_bytes: int) -> bytes:
+    while len(data) <= limit_bytes:
+        part = os.read(descriptor, limit_bytes + 1 - len(data))
+        if not part:
+            break
+        data += part
+    return data
+
+
+def _moved(before: os.stat_result, now: os.stat_result) -> bool:
+    return (now.st_size, now.st_mtime_ns, now.st_ctime_ns) != (before.st_size, before.st_mtime_ns, before.st_ctime_ns)
+
+
 def _describe(name: bytes, directory: int | None, path: bytes) -> Entry:
     with _TRANSLATION:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
@@ -214,6 +289,8 @@ def _xattrs(target: int | bytes, *, follow: bool) -> tuple[tuple[bytes, bytes], 
         if error.errno in _NOT_SUPPORTED:
             return ()
         raise
+    if not names:
+        return ()
     found = []
     for name in names:
         if not name.isprintable() and any("\udc80" <= sign <= "\udcff" for sign in name):
@@ -236,6 +313,15 @@ def _open(name: bytes, flags: int, directory: int | None, *, follow: bool = Fals
         return os.open(name, flags, dir_fd=directory)
 
 
+def _translated(error: OSError) -> EntryUnreadable | StorageUnavailable:
+    if error.errno in _SHORTAGE:
+        return StorageUnavailable(
+            f"cannot go on reading the source: {error.strerror}",
+            hint="raise the limit of open files (ulimit -n) or free memory, then give the same command again",
+        )
+    return EntryUnreadable("it vanished" if error.errno in _GONE else error.strerror or str(error))
+
+
 class _Translation:
     """Turns OSError into EntryUnreadable or StorageUnavailable; a class, for it is entered several times a file."""
 
@@ -246,12 +332,7 @@ class _Translation:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError):
-            if error.errno in _SHORTAGE:
-                raise StorageUnavailable(
-                    f"cannot go on reading the source: {error.strerror}",
-                    hint="raise the limit of open files (ulimit -n) or free memory, then give the same command again",
-                ) from None
-            raise EntryUnreadable("it vanished" if error.errno in _GONE else error.strerror or str(error)) from None
+            raise _translated(error) from None
 
 
 _TRANSLATION = _Translation()

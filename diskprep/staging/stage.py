@@ -26,12 +26,12 @@ from diskprep import clock, durable, escrow
 from diskprep.errors import DataDamaged, JobConflict, Locked, StorageFull
 from diskprep.events import Emit, Note, silent
 from diskprep.repository.keys import DEFAULT_COST, ScryptCost
-from diskprep.repository.pack import BlobKind, PackEntry, object_name, verify_pack
+from diskprep.repository.pack import BlobKind, PackEntry, PackSummary, object_name, verify_pack
 from diskprep.repository.repository import Repository, create, hash_names, is_object_name, open_repository
 from diskprep.seal import FileKind, Seal, SealedFile, load_seal, save_seal
 from diskprep.secrets import Secret
 from diskprep.seed import Seed, Staging, load_seed, save_seed
-from diskprep.source import Source, check_sources, display, measure
+from diskprep.source import Measure, Source, check_sources, display, measure
 from diskprep.staging.writer import BackupOptions, BackupResult, backup, identity_of
 from diskprep.store import StoredObject
 from diskprep.store.directory import DirectoryStore
@@ -68,10 +68,12 @@ def stage(
     location: str,
     hostname: str,
     options: BackupOptions | None = None,
+    expected: Measure | None = None,
     emit: Emit = silent,
     cost: ScryptCost = DEFAULT_COST,
 ) -> StageResult:
-    """Back `sources` up into `staging` and seal it.
+    """Back `sources` up into `staging` and seal it. `expected`: how much there is, when the caller has looked, and has
+    found that there is room for it.
 
     Raises JobConflict when the staging belongs to another trip, Locked when somebody else is at it, StorageFull,
     WrongPassphrase, and what `backup` raises.
@@ -101,8 +103,20 @@ def stage(
             return _result_of(seal)
         repository = _begin(staging, wanted, passphrase, cost)
         _tidy(staging, repository, emit)
-        options = options or BackupOptions()
-        result = _back_up(staging, repository, sources, options=options, hostname=hostname, emit=emit)
+        options = own_exclusions(staging, sources, options or BackupOptions())
+        if expected is None:
+            expected = measure(sources, options.exclude)
+            _refuse_hopeless(staging, expected)
+        earlier = repository.snapshots()
+        result = backup(
+            repository,
+            sources,
+            hostname=hostname,
+            base=earlier[-1] if earlier else None,
+            options=options,
+            emit=emit,
+            expected=expected,
+        )
         seal = _seal(staging, repository, result.snapshot)
         shared = {item.name: getattr(result, item.name) for item in fields(result)}
         return StageResult(**shared, seal=seal, already_sealed=False)
@@ -205,7 +219,7 @@ def _tidy(staging: Staging, repository: Repository, emit: Emit) -> None:
     except OSError as error:
         raise durable.storage_error(error, f"remove half-written files in {staging.repository}") from error
     _drop_damaged(staging, repository, emit)
-    known = repository.index.packs
+    known = repository.pack_summaries()
     orphans = [item for item in _packs(repository) if _base_name(item) not in known]
     if not orphans:
         return
@@ -225,9 +239,9 @@ def _drop_damaged(staging: Staging, repository: Repository, emit: Emit) -> None:
     Sizes are compared of all packs, contents of the last ones only: they may not have reached the disk. Snapshots go
     first, for they may need what is forgotten; an index file goes when the one that replaces it is durable.
     """
-    known, store = repository.index.packs, repository.store
+    known, store = repository.pack_summaries(), repository.store
     sizes = {_base_name(item): item.size_bytes for item in _packs(repository)}
-    bad = {name for name, entry in known.items() if sizes.get(name) != entry.size_bytes}
+    bad = {name for name, summary in known.items() if sizes.get(name) != summary.size_bytes}
     try:
         recent = heapq.nlargest(
             _RECENT_PACKS,
@@ -238,7 +252,9 @@ def _drop_damaged(staging: Staging, repository: Repository, emit: Emit) -> None:
         raise durable.storage_error(error, f"look at the packs in {staging.repository}") from error
     for name in recent:
         try:
-            verify_pack(name, store.read(object_name(name)), repository.key, known[name])
+            found = verify_pack(name, store.read(object_name(name)), repository.key, None)
+            if found.summary != known[name]:
+                bad.add(name)
         except DataDamaged:
             bad.add(name)
     if not bad:
@@ -250,7 +266,6 @@ def _drop_damaged(staging: Staging, repository: Repository, emit: Emit) -> None:
         if len(good) < len(entries):
             repository.save_index(good)
             store.delete(file_name)
-    repository.reload_index()
     for name in bad:
         store.delete(object_name(name))
     emit(Note(stage=_STAGE, text=f"{len(bad)} packs of an earlier run are damaged; their content is stored again"))
@@ -269,46 +284,38 @@ def _adopt(repository: Repository, item: StoredObject) -> PackEntry | None:
         return None
 
 
-def _back_up(
-    staging: Staging,
-    repository: Repository,
-    sources: Sequence[Source],
-    *,
-    options: BackupOptions,
-    hostname: str,
-    emit: Emit,
-) -> BackupResult:
+def own_exclusions(staging: Staging, sources: Sequence[Source], options: BackupOptions) -> BackupOptions:
+    """`options` that leave out the staging itself, where it lies in a source. Raises StorageUnavailable."""
     own = {os.fsencode(path) for path in (staging.root, staging.root.resolve())}
     inside = {path for path in own if any(_is_inside(path, source.path) for source in sources)}
-    identities = options.exclude_identities | identity_of(staging.root)
-    options = replace(options, exclude=options.exclude | inside, exclude_identities=identities)
-    total = measure(sources, options.exclude)
+    identities = identity_of(staging.root) if staging.root.exists() else frozenset()
+    return replace(
+        options, exclude=options.exclude | inside, exclude_identities=options.exclude_identities | identities
+    )
+
+
+def staged_bytes(staging: Staging) -> int:
+    """Size of the packs that an earlier run has left."""
+    if not (staging.repository / "data").is_dir():
+        return 0
+    return sum(item.size_bytes for item in DirectoryStore(staging.repository).list("data/"))
+
+
+def _refuse_hopeless(staging: Staging, expected: Measure) -> None:
     try:
         free_bytes = shutil.disk_usage(staging.root).free
     except OSError as error:
         raise durable.storage_error(error, f"ask how much room {staging.root} has") from error
-    stored_bytes = sum(item.size_bytes for item in repository.store.list("data/"))
-    if free_bytes + stored_bytes < total.size_bytes * _MIN_FREE_PART:
+    if free_bytes + staged_bytes(staging) < expected.size_bytes * _MIN_FREE_PART:
         raise StorageFull(
-            f"{staging.root} has {free_bytes} bytes free for a source of {total.size_bytes} bytes",
+            f"{staging.root} has {free_bytes} bytes free for a source of {expected.size_bytes} bytes",
             hint="name a staging on a larger file system",
         )
-    earlier = repository.snapshots()
-    return backup(
-        repository,
-        sources,
-        hostname=hostname,
-        base=earlier[-1] if earlier else None,
-        options=options,
-        emit=emit,
-        total_bytes=total.size_bytes,
-    )
 
 
 def _seal(staging: Staging, repository: Repository, snapshot: str) -> Seal:
     """List every file of the repository, with digests, and write the seal."""
-    repository.reload_index()  # the seal says what the files say, not what this process believes
-    packs = repository.index.packs
+    packs = repository.pack_summaries()  # the seal says what the files say, not what this process believes
     files = [
         _sealed_file(repository, packs, item)
         for item in repository.store.list()
@@ -330,7 +337,7 @@ def _seal(staging: Staging, repository: Repository, snapshot: str) -> Seal:
     return seal
 
 
-def _sealed_file(repository: Repository, packs: Mapping[str, PackEntry], item: StoredObject) -> SealedFile:
+def _sealed_file(repository: Repository, packs: Mapping[str, PackSummary], item: StoredObject) -> SealedFile:
     area, base_name = item.name.partition("/")[0], _base_name(item)
     digest = base_name
     if area == "data":
@@ -351,6 +358,7 @@ def _result_of(seal: Seal) -> StageResult:
         tree="",
         files=0,
         dirs=0,
+        left_out=0,
         files_unmodified=0,
         bytes_processed=0,
         bytes_added=0,

@@ -1,11 +1,11 @@
 """The walker: one thread that walks the sources, deals out the work, and keeps the books.
 
-Directories are walked depth first. Files up to 512 KiB go to the workers in batches, one directory's at a time; longer
-ones are read and cut here, and their chunks go to the workers. A directory is finished when all its entries are, which
-gives its tree and so its entry in the directory above. Of the directories on the way down only some stay open; one that
-is needed again is opened anew and must be the same.
+Directories are walked depth first. Files up to 512 KiB go to others in batches, one directory's at a time; longer ones
+are read and cut here. A directory is finished when all its entries are, which gives its tree and so its entry in the
+directory above. Of the directories on the way down only some stay open; one that is needed again is opened anew and
+must be the same.
 
-Invariant: only the walker's thread touches its state; what a worker found out comes back as a continuation.
+Invariant: only the walker's thread touches its state; what others found out comes back as a continuation.
 """
 
 from __future__ import annotations
@@ -13,89 +13,57 @@ from __future__ import annotations
 import itertools
 import stat
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
-from diskprep import clock
 from diskprep.errors import DiskprepError, NotBuilt, NotFound, UsageError
-from diskprep.events import Emit, Note, Progress
-from diskprep.repository.chunker import MAX_BYTES, Chunker
 from diskprep.repository.pack import TREE_MAX_BYTES
-from diskprep.repository.tree import Node, NodeType, encode_node, join_nodes
-from diskprep.source import Entry, EntryUnreadable, Item, OpenDirectory, OpenFile, Source, ancestor, describe, display
-from diskprep.staging.batch import Batch, BatchItem, BatchResult, Unchanged, node_of
-from diskprep.staging.blobs import BlobSession, PackStream
-from diskprep.staging.workers import Workers
+from diskprep.repository.tree import Base, NodeType, encode_node
+from diskprep.source import (
+    Entry,
+    EntryUnreadable,
+    Item,
+    OpenDirectory,
+    Selection,
+    Source,
+    ancestor,
+    describe,
+    display,
+)
+from diskprep.staging.batch import SMALL_BYTES, Batch, BatchItem, BatchResult, FileRule, node_of
+from diskprep.staging.blobs import PackStream
+from diskprep.staging.blocks import BlockRule
+from diskprep.staging.books import Books, Counts, Directory
+from diskprep.staging.crew import MESSAGE_BYTES
+from diskprep.staging.cutting import LateCutter
+from diskprep.staging.dispatch import Dispatcher
+from diskprep.staging.longfiles import LongFiles
 
-BATCH_ENTRIES = 32
-_BUFFER_BYTES = 2 * MAX_BYTES
-_BUFFERS = 4
-_OUTSTANDING = 64
-OPEN_DIRECTORIES = 128  # beside those that workers and long files use
-_PROGRESS_INTERVAL_S = 0.2
-
-
-@dataclass(slots=True)
-class Counts:
-    """What was met on the way; paths are the original ones."""
-
-    files: int = 0
-    dirs: int = 0
-    files_unmodified: int = 0
-    bytes_processed: int = 0
-    sockets: int = 0
-    unreadable: list[tuple[bytes, str]] = field(default_factory=list)
-    changed: list[bytes] = field(default_factory=list)
-
-
-@dataclass(slots=True, eq=False)
-class _Directory:
-    """A directory whose entries are being collected. `pending`: entries and batches that are still out; `users`:
-    batches and long files among them, which need it open."""
-
-    parent: _Directory | None
-    name: bytes
-    path: bytes
-    entry: Entry | None = None  # None: the root of the snapshot
-    location: bytes | None = None  # of a source
-    opened: OpenDirectory | None = None
-    identity: tuple[int, int] | None = None
-    held: list[OpenDirectory] = field(default_factory=list)  # around sources that are files; to be closed at the end
-    base: Mapping[bytes, Node] = field(default_factory=dict)
-    nodes: list[tuple[bytes, bytes]] = field(default_factory=list)
-    pending: int = 0
-    users: int = 0
-
-    def path_of(self, name: bytes) -> bytes:
-        return self.path.rstrip(b"/") + b"/" + name
-
-
-@dataclass(slots=True, eq=False)
-class _Buffer:
-    data: bytearray
-    users: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class _LongFile:
-    """A file whose chunks are being stored. `pending` counts them, and the reading itself."""
-
-    directory: _Directory
-    name: bytes
-    entry: Entry
-    content: list[bytes] = field(default_factory=list)
-    pending: int = 1
-    size_bytes: int = 0
-    failed: bool = False
+BATCH_ENTRIES = 128
+_BATCH_BYTES = MESSAGE_BYTES // 2
+_ITEM_BYTES = 64  # of a message, beside names and ids
+_BASE_CHUNKS = 8  # a small file of more is read again
+_READY_BATCHES = 8
+_READY_LONG_FILES = 64
+OPEN_DIRECTORIES = 128  # beside those that others and long files use
 
 
 @dataclass(frozen=True, slots=True)
 class _Visit:
     """A directory still to be opened, as `name` in `parent`; `location` when it is a source itself."""
 
-    parent: _Directory
+    parent: Directory
     name: bytes
     location: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A batch that waits for somebody to do it."""
+
+    directory: Directory
+    opened: OpenDirectory
+    items: tuple[BatchItem, ...]
 
 
 class Walker:
@@ -104,63 +72,79 @@ class Walker:
     def __init__(
         self,
         *,
-        session: BlobSession,
-        workers: Workers,
+        dispatcher: Dispatcher,
         trees: PackStream,
-        chunker: Chunker,
-        load_tree: Callable[[bytes], tuple[Node, ...]],
+        cutter: LateCutter,
+        load_base: Callable[[bytes], Base],
+        rule: FileRule,
+        block_rule: BlockRule | None,
+        selection: Selection,
         exclude: Collection[bytes],
         exclude_identities: Collection[tuple[int, int]],
-        ignore_ctime: bool,
-        ignore_inode: bool,
-        emit: Emit,
-        total_bytes: int | None,
+        books: Books,
     ) -> None:
-        self._session, self._workers, self._trees, self._chunker = session, workers, trees, chunker
-        self._load_tree, self._exclude, self._emit, self._total_bytes = load_tree, exclude, emit, total_bytes
-        self._exclude_identities = exclude_identities
-        self._unchanged = Unchanged(session=session, ignore_ctime=ignore_ctime, ignore_inode=ignore_inode)
-        self.counts = Counts()
+        self._dispatcher, self._trees, self._load_base, self._books = dispatcher, trees, load_base, books
+        self._selection, self._exclude, self._exclude_identities = selection, exclude, exclude_identities
         self._visits: list[_Visit] = []
-        self._open: dict[_Directory, None] = {}  # oldest first
-        self._long_files: deque[tuple[_Directory, OpenDirectory, BatchItem]] = deque()
-        self._buffers = [_Buffer(bytearray(_BUFFER_BYTES)) for _ in range(_BUFFERS)]
+        self._batches: deque[_Ready] = deque()
+        self._open: dict[Directory, None] = {}  # oldest first
         self._root_tree: bytes | None = None
-        self._done_bytes = 0
-        self._told_s = 0.0
+        self._long_files = LongFiles(
+            dispatcher=dispatcher,
+            books=books,
+            rule=rule,
+            block_rule=block_rule,
+            cutter=cutter,
+            settle=self._settle,
+            feed=self._feed,
+        )
+
+    @property
+    def counts(self) -> Counts:
+        return self._books.counts
 
     def run(self, sources: Sequence[Source], base_tree: bytes | None) -> bytes:
         """Store all trees and file contents; return the root tree's id."""
         self._plant(sources, base_tree)
         while True:
-            while self._workers.collect(wait=False):
-                pass
-            if self._long_files:
-                self._read_long(*self._long_files.popleft())
-            elif self._workers.outstanding >= _OUTSTANDING:
-                self._workers.collect(wait=True)
-            elif self._visits:
-                self._visit(self._visits.pop())
-            elif not self._workers.collect(wait=True):
+            self._feed()
+            if self._long_files.is_ready() and self._dispatcher.has_room_for_chunks:
+                self._long_files.read_next()
+            elif not self._dispatcher.collect(wait=True) and not self._long_files:
                 break
         assert self._root_tree is not None
         self._trees.flush()
-        self._progress(0, force=True)
+        self._books.progress(0, force=True)
         return self._root_tree
+
+    def _feed(self) -> None:
+        """Take in what has come back, and keep everybody busy."""
+        while True:
+            while self._dispatcher.collect(wait=False):
+                pass
+            while self._batches and self._dispatcher.has_room_for_batches:
+                self._submit(self._batches.popleft())
+            enough = len(self._batches) >= _READY_BATCHES or len(self._long_files) >= _READY_LONG_FILES
+            if enough or not self._visits:
+                return
+            self._visit(self._visits.pop())
 
     # -- directories
 
     def _plant(self, sources: Sequence[Source], base_tree: bytes | None) -> None:
         """Make the directories that lead to the sources, and line the sources up."""
-        root = _Directory(parent=None, name=b"", path=b"/", base=self._nodes(base_tree), pending=1)
-        planted: dict[bytes, _Directory] = {b"/": root}
+        root = Directory(parent=None, name=b"", path=b"/", base=self._base(base_tree), pending=1)
+        planted: dict[bytes, Directory] = {b"/": root}
         for source in reversed(sources):
+            if self._selection.leaves_out(source.path):
+                self._books.note(f"the source {display(source.path)} is left out by a pattern")
+                continue
             above = root
             for name in source.components[:-1]:
                 path = above.path_of(name)
                 if path not in planted:
-                    base = self._base_of(above, name)
-                    planted[path] = _Directory(parent=above, name=name, path=path, entry=_ancestor(path), base=base)
+                    base = self._base(above.base.subtrees.get(name))
+                    planted[path] = Directory(parent=above, name=name, path=path, entry=_ancestor(path), base=base)
                     above.pending += 1
                     self.counts.dirs += 1
                 above = planted[path]
@@ -168,7 +152,7 @@ class Walker:
             self._line_up(source, above)
         self._settle(root)
 
-    def _line_up(self, source: Source, above: _Directory) -> None:
+    def _line_up(self, source: Source, above: Directory) -> None:
         location = source.location
         if not source.components:
             self._visits.append(_Visit(above, b"", location))
@@ -180,7 +164,9 @@ class Walker:
             above.held.append(opened)
             regular = stat.S_ISREG(describe(location).stat.st_mode)
             # The entry may be read under another name than the tree shows.
-            self._submit(above, opened, [BatchItem(name, source.components[-1], regular)])
+            item = self._item(above, name, source.components[-1], is_regular=regular)
+            above.users += 1
+            self._batches.append(_Ready(above, opened, (item,)))
 
     def _visit(self, visit: _Visit) -> None:
         """Open a directory and deal out its entries."""
@@ -192,7 +178,7 @@ class Walker:
             else:
                 opened = self._reopened(above).directory(visit.name)
         except EntryUnreadable as error:
-            self._unreadable(path, error.message)
+            self._books.unreadable(path, error.message)
             self._settle(above)
             return
         if opened.identity in self._exclude_identities:
@@ -200,35 +186,54 @@ class Walker:
             self._leave_out(path, visit)
             return
         if visit.name:
-            directory = _Directory(
+            directory = Directory(
                 parent=above,
                 name=visit.name,
                 path=path,
                 entry=opened.entry,
-                base=self._base_of(above, visit.name),
+                device=above.device,
+                base=self._base(above.base.subtrees.get(visit.name)),
                 pending=1,
             )
             self.counts.dirs += 1
         else:
             directory = above
-        directory.location, directory.identity = visit.location, opened.identity
+        if visit.location is not None:
+            directory.location, directory.device = visit.location, opened.entry.stat.st_dev
+        directory.identity = opened.identity
         self._keep_open(directory, opened)
+        self._deal(directory, self._entries(directory, opened))
+
+    def _entries(self, directory: Directory, opened: OpenDirectory) -> list[Item]:
+        """The entries that are not left out."""
+        if self._selection.one_file_system and opened.entry.stat.st_dev != directory.device:
+            return []  # a mount point is kept, as an empty directory
         try:
             items = opened.list()
         except EntryUnreadable as error:
-            self._unreadable(path, f"its entries are missing: {error.message}")
-            items = []
+            self._books.unreadable(directory.path, f"its entries are missing: {error.message}")
+            return []
         if self._exclude:
             items = [item for item in items if directory.path_of(item.name) not in self._exclude]
-        self._deal(directory, items)
+        kept, selection = items, self._selection
+        if selection.has_patterns:
+            leaves_out, path_of = selection.leaves_out, directory.path_of
+            kept = [item for item in kept if not leaves_out(path_of(item.name))]
+        if selection.tags:
+            names = {item.name for item in items}
+            stays = selection.marked(opened, names, path=directory.path, emit=self._books.emit)
+            if stays is not None:
+                kept = [item for item in kept if item.name in stays]
+        self.counts.left_out += len(items) - len(kept)
+        return kept
 
     def _leave_out(self, path: bytes, visit: _Visit) -> None:
         if visit.location is not None:
             raise UsageError(f"the source {display(path)} is the place that the backup is written to")
-        self._emit(Note(stage="stage", text=f"{display(path)} is left out: the backup is written there"))
+        self._books.note(f"{display(path)} is left out: the backup is written there")
         self._settle(visit.parent)
 
-    def _keep_open(self, directory: _Directory, opened: OpenDirectory) -> None:
+    def _keep_open(self, directory: Directory, opened: OpenDirectory) -> None:
         """Enter a directory as open, and close those that have been idle longest when there are too many."""
         directory.opened = opened
         self._open[directory] = None
@@ -238,17 +243,17 @@ class Walker:
             for other in list(itertools.islice(idle, surplus)):
                 self._close(other)
 
-    def _close(self, directory: _Directory) -> None:
+    def _close(self, directory: Directory) -> None:
         if directory.opened is not None:
             directory.opened.close()
             directory.opened = None
             del self._open[directory]
 
-    def _reopened(self, directory: _Directory) -> OpenDirectory:
+    def _reopened(self, directory: Directory) -> OpenDirectory:
         """The open directory; one closed meanwhile is reached from the nearest open one above it, and must be the
         same as before. Raises EntryUnreadable."""
-        way: list[_Directory] = []
-        step: _Directory | None = directory
+        way: list[Directory] = []
+        step: Directory | None = directory
         while step is not None and step.opened is None:
             way.append(step)
             step = None if step.location is not None else step.parent
@@ -275,56 +280,73 @@ class Walker:
         return passed
 
     def close(self) -> None:
-        """Close what a run that failed left open, after the workers have ended."""
+        """Close what is left open, after the others have ended."""
+        self._long_files.close()
         for directory in list(self._open):
             self._close(directory)
 
-    def _deal(self, directory: _Directory, items: Sequence[Item]) -> None:
-        folders = [item.name for item in items if item.is_directory]
-        directory.pending += len(folders)
-        self._visits.extend(_Visit(directory, name) for name in reversed(folders))
-        others = [BatchItem(item.name, item.name, item.is_regular) for item in items if not item.is_directory]
+    def _deal(self, directory: Directory, items: Sequence[Item]) -> None:
+        """Line up the directories among the entries to be visited, and all others in batches."""
         opened = directory.opened
         assert opened is not None
-        for start in range(0, len(others), BATCH_ENTRIES):
-            while self._workers.outstanding >= _OUTSTANDING:
-                self._workers.collect(wait=True)
-            directory.pending += 1
-            self._submit(directory, opened, others[start : start + BATCH_ENTRIES])
+        batch: list[BatchItem] = []
+        size_bytes = 0
+        folders = []
+        for item in items:
+            if item.is_directory:
+                folders.append(_Visit(directory, item.name))
+                continue
+            entry = self._item(directory, item.name, item.name, is_regular=item.is_regular)
+            length = 2 * len(item.name) + _ITEM_BYTES * (1 if entry.base is None else 2 + len(entry.base.content))
+            if batch and (len(batch) == BATCH_ENTRIES or size_bytes + length > _BATCH_BYTES):
+                self._line_up_batch(directory, opened, batch)
+                batch, size_bytes = [], 0
+            batch.append(entry)
+            size_bytes += length
+        if batch:
+            self._line_up_batch(directory, opened, batch)
+        directory.pending += len(folders)
+        self._visits.extend(reversed(folders))
         self._settle(directory)
 
-    def _submit(self, directory: _Directory, opened: OpenDirectory, items: Sequence[BatchItem]) -> None:
+    def _line_up_batch(self, directory: Directory, opened: OpenDirectory, items: list[BatchItem]) -> None:
+        directory.pending += 1
         directory.users += 1
-        batch = Batch(opened=opened, items=tuple(items), base=directory.base, unchanged=self._unchanged)
+        self._batches.append(_Ready(directory, opened, tuple(items)))
 
-        def work(stream: PackStream) -> Callable[[], None]:
-            result = batch.run(stream)
-            return lambda: self._take(directory, opened, result)
+    def _item(self, directory: Directory, name: bytes, shown: bytes, *, is_regular: bool) -> BatchItem:
+        base = directory.base.files.get(shown) if is_regular else None
+        if base is not None and (base.size > SMALL_BYTES or len(base.content) > _BASE_CHUNKS):
+            base = None
+        return BatchItem(name, shown, is_regular, base)
 
-        self._workers.submit(work)
+    def _submit(self, ready: _Ready) -> None:
+        batch = Batch(ready.items, ready.directory.device if self._selection.one_file_system else None)
+        self._dispatcher.submit_batch(ready.opened, batch, lambda result: self._take(ready, result))
 
-    def _take(self, directory: _Directory, opened: OpenDirectory, result: BatchResult) -> None:
+    def _take(self, ready: _Ready, result: BatchResult) -> None:
         """Enter what a batch brought."""
-        counts = self.counts
+        counts, directory = self.counts, ready.directory
         directory.nodes.extend(result.nodes)
         counts.files += result.files
         counts.files_unmodified += result.files_unmodified
+        counts.left_out += result.left_out
         counts.bytes_processed += result.size_bytes
         counts.sockets += result.sockets
         for name, reason in result.unreadable:
-            self._unreadable(directory.path_of(name), reason)
+            self._books.unreadable(directory.path_of(name), reason)
         for name in result.changed:
-            self._changed(directory.path_of(name))
+            self._books.changed(directory.path_of(name))
         directory.users += len(result.long_files) - 1
-        for item in result.long_files:
-            directory.pending += 1
-            self._long_files.append((directory, opened, item))
-        self._progress(result.size_bytes)
+        directory.pending += len(result.long_files)
+        for number in result.long_files:
+            self._long_files.add(directory, ready.opened, ready.items[number])
+        self._books.progress(result.size_bytes)
         self._settle(directory)
 
-    def _settle(self, directory: _Directory) -> None:
+    def _settle(self, directory: Directory) -> None:
         """One thing less is pending in `directory`; finish it, and those above it, when it was the last."""
-        below: _Directory | None = directory
+        below: Directory | None = directory
         while below is not None:
             below.pending -= 1
             if below.pending:
@@ -332,16 +354,7 @@ class Walker:
             self._close(below)
             for opened in below.held:
                 opened.close()
-            below.nodes.sort()
-            encoded = join_nodes([node for _, node in below.nodes])
-            if len(encoded) > TREE_MAX_BYTES:
-                raise NotBuilt(
-                    f"the directory {display(below.path)} has so many entries that its listing takes "
-                    f"{len(encoded)} bytes; {TREE_MAX_BYTES} can be read back",
-                    hint="spread its entries over several directories",
-                )
-            tree = self._trees.save(encoded)
-            below.nodes.clear()
+            tree = self._save_tree(below)
             if below.parent is None:
                 self._root_tree = tree
             else:
@@ -350,129 +363,28 @@ class Walker:
                 below.parent.nodes.append((below.name, encode_node(node)))
             below = below.parent
 
-    def _base_of(self, above: _Directory, name: bytes) -> Mapping[bytes, Node]:
-        node = above.base.get(name)
-        return self._nodes(node.subtree) if node is not None else {}
+    def _save_tree(self, directory: Directory) -> bytes:
+        directory.nodes.sort()
+        nodes = [node for _, node in directory.nodes]
+        directory.nodes.clear()
+        length = sum(map(len, nodes)) + len(nodes)
+        if length > TREE_MAX_BYTES:
+            raise NotBuilt(
+                f"the directory {display(directory.path)} has so many entries that its listing takes "
+                f"{length} bytes; {TREE_MAX_BYTES} can be read back",
+                hint="spread its entries over several directories",
+            )
+        return self._trees.save_tree(nodes)
 
-    def _nodes(self, tree: bytes | None) -> Mapping[bytes, Node]:
+    def _base(self, tree: bytes | None) -> Base:
         """A directory of the base; empty when it is lost, for then everything below is read."""
         if tree is None:
-            return {}
+            return Base()
         try:
-            return {node.name: node for node in self._load_tree(tree)}
+            return self._load_base(tree)
         except DiskprepError as error:
-            self._emit(Note(stage="stage", text=f"a directory of the base snapshot is lost: {error.message}"))
-            return {}
-
-    # -- long files
-
-    def _read_long(self, directory: _Directory, opened: OpenDirectory, item: BatchItem) -> None:
-        directory.users -= 1  # nothing else is opened before this returns
-        try:
-            file = opened.file(item.name)
-        except EntryUnreadable as error:
-            self._unreadable(directory.path_of(item.shown), error.message)
-            self._settle(directory)
-            return
-        long_file = _LongFile(directory, item.shown, file.entry)
-        try:
-            self._cut(file, long_file)
-            if file.changed():
-                self._changed(directory.path_of(item.shown))
-        except EntryUnreadable as error:
-            long_file.failed = True
-            self._unreadable(directory.path_of(item.shown), error.message)
-        finally:
-            file.close()
-        self._chunk_done(long_file)
-
-    def _cut(self, file: OpenFile, long_file: _LongFile) -> None:
-        """Read a file to its end and send its chunks to the workers."""
-        rest = memoryview(b"")
-        buffer: _Buffer | None = None
-        try:
-            while True:
-                previous, buffer = buffer, self._take_buffer()
-                view = memoryview(buffer.data)
-                view[: len(rest)] = rest
-                filled = len(rest)
-                if previous is not None:
-                    self._release(previous)
-                filled += file.read_into(view[filled:])
-                final = filled < len(view)
-                start = 0
-                while (end := self._chunker.cut(buffer.data, start, filled, final=final)) is not None:
-                    self._store_chunk(view[start:end], buffer, long_file)
-                    start = end
-                rest = view[start:filled]
-                long_file.size_bytes += start
-                if final:
-                    return
-        finally:
-            if buffer is not None:
-                self._release(buffer)
-
-    def _store_chunk(self, chunk: memoryview, buffer: _Buffer, long_file: _LongFile) -> None:
-        position = len(long_file.content)
-        long_file.content.append(b"")
-        long_file.pending += 1
-        buffer.users += 1
-
-        def work(stream: PackStream) -> Callable[[], None]:
-            blob_id = stream.save(chunk)
-
-            def entered() -> None:
-                long_file.content[position] = blob_id
-                self._progress(len(chunk))
-                self._release(buffer)
-                self._chunk_done(long_file)
-
-            return entered
-
-        self._workers.submit(work)
-
-    def _chunk_done(self, long_file: _LongFile) -> None:
-        long_file.pending -= 1
-        if long_file.pending:
-            return
-        if not long_file.failed:
-            content = tuple(long_file.content)
-            node = node_of(
-                long_file.name, long_file.entry, NodeType.FILE, content=content, size_bytes=long_file.size_bytes
-            )
-            long_file.directory.nodes.append((long_file.name, encode_node(node)))
-            self.counts.files += 1
-            self.counts.bytes_processed += long_file.size_bytes
-        self._settle(long_file.directory)
-
-    def _take_buffer(self) -> _Buffer:
-        while not self._buffers:
-            self._workers.collect(wait=True)
-        buffer = self._buffers.pop()
-        buffer.users = 1
-        return buffer
-
-    def _release(self, buffer: _Buffer) -> None:
-        buffer.users -= 1
-        if not buffer.users:
-            self._buffers.append(buffer)
-
-    # -- telling
-
-    def _unreadable(self, path: bytes, reason: str) -> None:
-        self.counts.unreadable.append((path, reason))
-        self._emit(Note(stage="stage", text=f"cannot read {display(path)}: {reason}"))
-
-    def _changed(self, path: bytes) -> None:
-        self.counts.changed.append(path)
-        self._emit(Note(stage="stage", text=f"{display(path)} changed while it was read"))
-
-    def _progress(self, more_bytes: int, *, force: bool = False) -> None:
-        self._done_bytes += more_bytes
-        now_s = clock.monotonic_s()
-        if force or now_s - self._told_s >= _PROGRESS_INTERVAL_S:
-            self._told_s = now_s
-            self._emit(Progress(stage="stage", done_bytes=self._done_bytes, total_bytes=self._total_bytes))
+            self._books.note(f"a directory of the base snapshot is lost: {error.message}")
+            return Base()
 
 
 def _ancestor(path: bytes) -> Entry:

@@ -3,8 +3,8 @@
 Write order: packs, then the index files that name them, then the snapshot. Whatever interrupts it leaves a repository
 that is whole, without the new snapshot; packs that no index names yet are dead weight that a later run adopts.
 
-Memory: the open packs (`workers` + 1 times pack size and 8 MiB), four read buffers of 16 MiB, about 300 bytes a blob of
-the repository, and the listings of the directories on the path that is being worked on.
+Memory, of all processes together: about 250 MB, 51 bytes a blob of the repository and of what is new, 300 a directory,
+and the listings of the directories on the path that is being worked on (400 bytes an entry).
 """
 
 from __future__ import annotations
@@ -20,55 +20,73 @@ from diskprep import clock
 from diskprep.durable import storage_error
 from diskprep.errors import DataDamaged, Interrupted
 from diskprep.events import Emit, silent
-from diskprep.repository import keys
+from diskprep.repository import blobset, keys
 from diskprep.repository.chunker import Chunker
 from diskprep.repository.pack import BlobKind
 from diskprep.repository.repository import DEFAULT_PACK_BYTES, Repository
 from diskprep.repository.snapshot import Snapshot
-from diskprep.source import Source, check_sources, display, measure, public_path
-from diskprep.staging.blobs import BlobSession
-from diskprep.staging.walker import Counts, Walker
-from diskprep.staging.workers import Workers
+from diskprep.repository.tree import Base, parse_base
+from diskprep.source import Measure, Selection, Source, check_sources, display, measure, public_path
+from diskprep.staging.batch import FileRule
+from diskprep.staging.blobs import BlobSession, Known, Stored, load_known
+from diskprep.staging.blocks import BlockRule
+from diskprep.staging.books import Books, Counts
+from diskprep.staging.cutting import LateCutter
+from diskprep.staging.dispatch import Dispatcher, Manpower
+from diskprep.staging.walker import Walker
 from diskprep.store import Store
 from diskprep.store.directory import DirectoryStore
 
+_MEAN_CHUNK_BYTES = 1 << 20  # of long files; the real mean is half as much again
+_FILES_A_DIRECTORY = 4  # fewer than most sources have
 
-def default_workers() -> int:
-    """One more than the processors this process may use: one of them waits for the disk at any time."""
-    return len(os.sched_getaffinity(0)) + 1
+
+def default_manpower() -> Manpower:
+    return Manpower.of_computer()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackupOptions:
-    """`ignore_ctime`, `ignore_inode`: what a file may differ in from the base and still count as unchanged (size and
-    modification time never). `exclude`: absolute original paths to leave out. `exclude_identities`: device and inode of
-    directories to leave out by whatever path they are reached; a repository in a directory is always left out."""
+    """`selection`: what of the sources is left out. `exclude`: absolute original paths to leave out too, for places
+    that diskprep itself writes to; `exclude_identities`: device and inode of such directories, by whatever path they
+    are reached; a repository in a directory is always left out.
 
-    ignore_ctime: bool = False
-    ignore_inode: bool = False
+    `ignore_ctime`, `ignore_inode`: what a file may differ in from the base and still count as unchanged (size and
+    modification time never). `block_rule`: which files are cut in blocks of one size. `scratch`: a directory that takes
+    the table of known blobs, which is in memory otherwise."""
+
+    selection: Selection = field(default_factory=Selection)
     exclude: frozenset[bytes] = frozenset()
     exclude_identities: frozenset[tuple[int, int]] = frozenset()
+    ignore_ctime: bool = False
+    ignore_inode: bool = False
+    block_rule: BlockRule | None = None
     pack_size_bytes: int = DEFAULT_PACK_BYTES
-    workers: int = field(default_factory=default_workers)
+    manpower: Manpower = field(default_factory=default_manpower)
+    scratch: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackupResult:
     """What a backup did. `bytes_processed`: sizes of all files in the snapshot; `bytes_added`: plaintext of the blobs
     that were new; `bytes_stored`: packs they became. `unreadable`: escaped path and reason; these are not in the
-    snapshot, unless the reason says so. `changed`: files written to while they were read; stored as they were read."""
+    snapshot, unless the reason says so. `changed`: files written to while they were read; stored as they were read.
+    `left_out`: entries that were not wanted, not counting what lies below them; `fixed_blocks`: escaped path of each
+    file that was cut in blocks of one size, and why."""
 
     snapshot: str
     tree: str
     files: int
     dirs: int
     files_unmodified: int
+    left_out: int
     bytes_processed: int
     bytes_added: int
     bytes_stored: int
     unreadable: tuple[tuple[str, str], ...]
     changed: tuple[str, ...]
     skipped_sockets: int
+    fixed_blocks: tuple[tuple[str, str], ...] = ()
 
 
 def backup(
@@ -79,26 +97,35 @@ def backup(
     base: Snapshot | None = None,
     options: BackupOptions | None = None,
     emit: Emit = silent,
-    total_bytes: int | None = None,
+    expected: Measure | None = None,
 ) -> BackupResult:
     """Write a snapshot of `sources`, under the repository's lock.
 
     With `base`, files it has with the same size, times and inode are not read. Entries that cannot be read are listed
-    in the result, the rest is complete. `total_bytes` is for progress; measured here when it is None and somebody
-    listens. Raises Locked, StorageFull, StorageUnavailable, DataDamaged, NotFound, UsageError; KeyboardInterrupt and
+    in the result, the rest is complete. `expected`: how much there is, for progress and tables; measured here when it
+    is None. Raises Locked, StorageFull, StorageUnavailable, DataDamaged, NotFound, UsageError; KeyboardInterrupt and
     Interrupted are passed on after what was finished has become durable.
     """
     options = options or BackupOptions()
     check_sources(sources)
-    if total_bytes is None and emit is not silent:
-        total_bytes = measure(sources, options.exclude).size_bytes
+    expected = expected or measure(sources, options.exclude)
     _allow_many_descriptors()
     repository.remove_stale_locks()  # of a run that was killed
     with repository.lock():
         started = clock.now()
-        repository.reload_index()  # what was known before the lock may have been pruned since
-        session = BlobSession(repository, options.pack_size_bytes)
-        counts, tree = _store(repository, session, sources, base=base, options=options, emit=emit, total=total_bytes)
+        known = load_known(  # under the lock: what was known before may have been pruned since
+            repository,
+            new_data=expected.files + _chunks(expected.size_bytes, options),
+            new_trees=expected.files // _FILES_A_DIRECTORY,
+            scratch=options.scratch,
+        )
+        try:
+            counts, tree, stored = _store(
+                repository, known, sources, base=base, options=options, emit=emit, expected=expected
+            )
+        finally:
+            known.close()
+            repository.forget_index()  # other processes have added to it
         snapshot = Snapshot(
             id="",
             time=started,
@@ -109,7 +136,7 @@ def backup(
             uid=os.getuid(),
             gid=os.getgid(),
             parent=base.id if base else None,
-            excludes=tuple(sorted(public_path(path) for path in options.exclude)),
+            excludes=(*options.selection.described(), *sorted(map(public_path, options.exclude))),
         )
         snapshot_id = repository.save_snapshot(snapshot)
     return BackupResult(
@@ -118,52 +145,83 @@ def backup(
         files=counts.files,
         dirs=counts.dirs,
         files_unmodified=counts.files_unmodified,
+        left_out=counts.left_out,
         bytes_processed=counts.bytes_processed,
-        bytes_added=session.added_bytes,
-        bytes_stored=session.stored_bytes,
+        bytes_added=stored.added_bytes,
+        bytes_stored=stored.stored_bytes,
         unreadable=tuple((display(path), reason) for path, reason in sorted(counts.unreadable)),
         changed=tuple(display(path) for path in sorted(counts.changed)),
         skipped_sockets=counts.sockets,
+        fixed_blocks=tuple((display(path), reason) for path, reason in sorted(counts.fixed_blocks)),
     )
 
 
 def _store(
     repository: Repository,
-    session: BlobSession,
+    known: Known,
     sources: Sequence[Source],
     *,
     base: Snapshot | None,
     options: BackupOptions,
     emit: Emit,
-    total: int | None,
-) -> tuple[Counts, bytes]:
-    """Store everything but the snapshot; return what was counted and the root tree's id."""
-    chunker = Chunker(repository.polynomial)
-    workers = Workers(session, options.workers)
-    walker = Walker(
+    expected: Measure,
+) -> tuple[Counts, bytes, Stored]:
+    """Store everything but the snapshot; return what was counted, the root tree's id, and what was stored."""
+
+    def new_session() -> BlobSession:
+        return BlobSession(repository, known, options.pack_size_bytes)
+
+    def load_base(tree: bytes) -> Base:
+        return parse_base(repository.load_blob(BlobKind.TREE, tree, index=known.trees))
+
+    session = new_session()
+    rule = FileRule(
         session=session,
-        workers=workers,
-        trees=session.stream(BlobKind.TREE),
-        chunker=chunker,
-        load_tree=repository.load_tree,
-        exclude=options.exclude,
-        exclude_identities=options.exclude_identities | _own_identity(repository.store),
         ignore_ctime=options.ignore_ctime,
         ignore_inode=options.ignore_inode,
-        emit=emit,
-        total_bytes=total,
+        larger_than_bytes=options.selection.larger_than_bytes,
+    )
+    processes = options.manpower.processes if isinstance(repository.store, DirectoryStore) else 0
+    dispatcher = Dispatcher(
+        manpower=Manpower(threads=options.manpower.threads, processes=processes),
+        session=session,
+        child_session=new_session,
+        rule=rule,
+    )
+    walker = Walker(
+        dispatcher=dispatcher,
+        trees=session.stream(BlobKind.TREE),
+        cutter=LateCutter(lambda: Chunker(repository.polynomial)),
+        load_base=load_base,
+        rule=rule,
+        block_rule=options.block_rule,
+        selection=options.selection,
+        exclude=options.exclude,
+        exclude_identities=options.exclude_identities | _own_identity(repository.store),
+        books=Books(emit, expected.size_bytes),
     )
     try:
         tree = walker.run(sources, base.tree if base else None)
-        workers.finish()
+        stored = dispatcher.finish()
         session.save_index()
     except BaseException as error:
-        workers.abandon(flush=isinstance(error, (KeyboardInterrupt, Interrupted)))
-        walker.close()
+        dispatcher.abandon(flush=isinstance(error, (KeyboardInterrupt, Interrupted)))
         raise
+    finally:
+        walker.close()
     if not session.has(BlobKind.TREE, tree):
         raise DataDamaged("the root tree was not stored")  # an invariant, checked before the snapshot names it
-    return walker.counts, tree
+    return walker.counts, tree, Stored(*map(sum, zip(stored, session.stored, strict=True)))
+
+
+def table_bytes(expected: Measure, options: BackupOptions) -> int:
+    """What the scratch directory must take for a backup of so much into an empty repository."""
+    data = expected.files + _chunks(expected.size_bytes, options)
+    return blobset.table_bytes(data) + blobset.table_bytes(expected.files // _FILES_A_DIRECTORY)
+
+
+def _chunks(size_bytes: int, options: BackupOptions) -> int:
+    return size_bytes // (options.block_rule.block_bytes if options.block_rule else _MEAN_CHUNK_BYTES)
 
 
 def identity_of(path: Path) -> frozenset[tuple[int, int]]:
