@@ -151,13 +151,14 @@ def verify_disk(
     staging: inputs.StagingOption,
     passphrase_file: inputs.PassphraseFile = None,
     passphrase_fd: inputs.PassphraseFd = None,
+    passphrase_command: inputs.PassphraseCommand = None,
     quiet: inputs.Quiet = False,
 ) -> None:
     """Read a prepared disk back with its recovery password and compare every file."""
     place = parse_staging(staging)
     path, found = target.identify(disk)
     record = recorded_disk(place, found)
-    password = recovery_password(place, found, inputs.passphrase(passphrase_file, passphrase_fd))
+    password = recovery_password(place, found, inputs.passphrase(passphrase_file, passphrase_fd, passphrase_command))
     total = record.payload_bytes
     done = 0
     with output.screen(quiet=quiet) as screen, open_for_reading(path) as device:
@@ -179,10 +180,13 @@ def key(
     staging: inputs.StagingOption,
     passphrase_file: inputs.PassphraseFile = None,
     passphrase_fd: inputs.PassphraseFd = None,
+    passphrase_command: inputs.PassphraseCommand = None,
 ) -> None:
     """Print the recovery password of a disk. It opens the disk for whoever holds both."""
     place = parse_staging(staging)
-    print(recovery_password(place, serial, inputs.passphrase(passphrase_file, passphrase_fd)).reveal())
+    print(
+        recovery_password(place, serial, inputs.passphrase(passphrase_file, passphrase_fd, passphrase_command)).reveal()
+    )
 
 
 def recovery_password(place: Staging, serial: str, passphrase: Secret[str]) -> Secret[str]:

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import sys
 import urllib.parse
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from diskprep import clock
+from diskprep import clock, process
+from diskprep.cli.output import escape
 from diskprep.errors import UsageError
-from diskprep.secrets import Secret, read_passphrase_fd, read_passphrase_file
+from diskprep.secrets import (
+    PASSPHRASE_MAX_BYTES,
+    Secret,
+    check_new_passphrase,
+    generate_passphrase,
+    is_open_to_others,
+    parse_passphrase,
+    read_passphrase_fd,
+    read_passphrase_file,
+)
 
 PassphraseFile = Annotated[
     Path | None, typer.Option("--passphrase-file", help="A file that holds the passphrase.", show_default=False)
@@ -20,6 +32,24 @@ PassphraseFile = Annotated[
 PassphraseFd = Annotated[
     int | None, typer.Option("--passphrase-fd", help="An open descriptor to read it from.", show_default=False)
 ]
+PassphraseCommand = Annotated[
+    str | None,
+    typer.Option("--passphrase-command", help="A program that prints it; no shell is started.", show_default=False),
+]
+GeneratePassphrase = Annotated[
+    bool, typer.Option("--generate-passphrase", help="Make a new passphrase and show it, once.")
+]
+NewPassphraseFile = Annotated[
+    Path | None, typer.Option("--new-passphrase-file", help="A file that holds the new one.", show_default=False)
+]
+NewPassphraseFd = Annotated[
+    int | None, typer.Option("--new-passphrase-fd", help="An open descriptor to read the new one.", show_default=False)
+]
+NewPassphraseCommand = Annotated[
+    str | None,
+    typer.Option("--new-passphrase-command", help="A program that prints the new one.", show_default=False),
+]
+GenerateNew = Annotated[bool, typer.Option("--generate", help="Make the new passphrase and show it, once.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No bars, no notes; results and errors only.")]
 StagingArgument = Annotated[str, typer.Argument(metavar="STAGING", help="The staging location, also as s:PATH.")]
@@ -31,20 +61,96 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(i?[bB])?")
 _CREDENTIAL = "diskprep.passphrase"
 
 
-def passphrase(file: Path | None, descriptor: int | None, *, new: bool = False) -> Secret[str]:
-    """The passphrase from one place: a file, a descriptor, systemd's credentials, or a prompt on the terminal."""
-    if file is not None and descriptor is not None:
+def passphrase(
+    file: Path | None,
+    descriptor: int | None,
+    command: str | None = None,
+    *,
+    new: bool = False,
+    generate: bool = False,
+) -> Secret[str]:
+    """The passphrase from one place: a file, a descriptor, a program, systemd's credentials, or a prompt.
+
+    `new`: it is the first one of what is about to be made; it is asked for twice, or made with `generate`, and checked.
+    """
+    _refuse_two_ways(file, descriptor, command, generate or None)
+    if generate:
+        if not new:
+            raise UsageError(
+                "there is a passphrase already, so none is made", hint="give that one, as at the first time"
+            )
+        return generated()
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")  # a folder that systemd makes, not a secret
+    found = _given(file, descriptor, command)
+    if found is None and credentials and (Path(credentials) / _CREDENTIAL).exists():
+        found = read_passphrase_file(Path(credentials) / _CREDENTIAL)
+    if found is None:
+        found = _asked("passphrase", "--passphrase", twice=new)
+    return check_new_passphrase(found) if new else found
+
+
+def new_passphrase(file: Path | None, descriptor: int | None, command: str | None, *, generate: bool) -> Secret[str]:
+    """A passphrase beside the one that opens: from one place, as `passphrase` but for systemd's, and checked."""
+    _refuse_two_ways(file, descriptor, command, generate or None)
+    if generate:
+        return generated()
+    found = _given(file, descriptor, command)
+    if found is None:
+        found = _asked("new passphrase", "--new-passphrase", twice=True)
+    return check_new_passphrase(found)
+
+
+def generated() -> Secret[str]:
+    """A new passphrase, shown on stdout before anything is made that needs it: what fails to be shown is never used.
+
+    Raises UsageError when stdout is systemd's journal, which would keep it.
+    """
+    if os.environ.get("JOURNAL_STREAM") == "{0.st_dev}:{0.st_ino}".format(os.fstat(1)):
+        raise UsageError(
+            "a passphrase is not shown where the journal would keep it",
+            hint="give one: LoadCredential=diskprep.passphrase:FILE",
+        )
+    made = generate_passphrase()
+    print(f"passphrase: {made.reveal()}", flush=True)
+    print("write it down now: it is not stored, and will not be shown again", file=sys.stderr, flush=True)
+    return made
+
+
+def _refuse_two_ways(*ways: object) -> None:
+    if sum(way is not None for way in ways) > 1:
         raise UsageError("give the passphrase in one way, not two")
+
+
+def _given(file: Path | None, descriptor: int | None, command: str | None) -> Secret[str] | None:
     if file is not None:
+        if is_open_to_others(file):
+            print(f"warning: others can read {escape(str(file))}: chmod go= takes that away", file=sys.stderr)
         return read_passphrase_file(file)
     if descriptor is not None:
         return read_passphrase_fd(descriptor)
-    credentials = os.environ.get("CREDENTIALS_DIRECTORY")  # a folder that systemd makes, not a secret
-    if credentials and (Path(credentials) / _CREDENTIAL).exists():
-        return read_passphrase_file(Path(credentials) / _CREDENTIAL)
+    if command is not None:
+        return _told_by(command)
+    return None
+
+
+def _told_by(command: str) -> Secret[str]:
+    """What a program prints. The command itself is in no message: somebody may have put a secret into it."""
+    try:
+        argv = shlex.split(command)
+    except ValueError:
+        argv = []
+    if not argv:
+        raise UsageError("the passphrase command is empty, or a quotation mark in it is not closed")
+    told = process.ask(argv, "the passphrase command", limit_bytes=PASSPHRASE_MAX_BYTES)
+    return parse_passphrase(told, "what the passphrase command prints")
+
+
+def _asked(what: str, option: str, *, twice: bool) -> Secret[str]:
     if not os.isatty(0):
-        raise UsageError("no passphrase was given", hint="use --passphrase-file FILE or --passphrase-fd N")
-    return Secret(str(typer.prompt("passphrase", hide_input=True, confirmation_prompt=new, err=True)))
+        raise UsageError(
+            f"no {what} was given", hint=f"use {option}-file FILE, {option}-fd N or {option}-command COMMAND"
+        )
+    return Secret(str(typer.prompt(what, hide_input=True, confirmation_prompt=twice, err=True)))
 
 
 def container_signature(path: Path, container: str) -> Secret[str]:

@@ -40,6 +40,7 @@ def create(
     token_file: TokenFile = None,
     passphrase_file: inputs.PassphraseFile = None,
     passphrase_fd: inputs.PassphraseFd = None,
+    passphrase_command: inputs.PassphraseCommand = None,
     json: inputs.Json = False,
 ) -> None:
     """Create the import job of the sealed disks, under the name given at staging. Creating twice is one job."""
@@ -48,7 +49,7 @@ def create(
     service = _service(seed, endpoint, token_file)
     seal = load_seal(place.seal_file)
     sealed = [recorded(place, disk, seal.digest) for disk in load_plan(place.plan_file, seal).disks]
-    secret = inputs.passphrase(passphrase_file, passphrase_fd)
+    secret = inputs.passphrase(passphrase_file, passphrase_fd, passphrase_command)
     drives = [
         Drive(
             drive_id=disk.serial,

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from diskprep.cli import inputs, output
+from diskprep.cli import backing, estimating, inputs, output, passphrase, selecting, viewing
 from diskprep.cli.stores import Container, KeyFile, Vault, open_store
 from diskprep.disk.plan import load_plan
-from diskprep.errors import DataDamaged, SourceIncomplete
+from diskprep.errors import DataDamaged
+from diskprep.events import Note
 from diskprep.repository.repository import Repository, open_repository
 from diskprep.seal import load_seal
 from diskprep.seed import load_seed, parse_staging
-from diskprep.source import Source
+from diskprep.source import public_path
+from diskprep.staging.writer import BackupOptions
 from diskprep.staging.writer import backup as take_backup
+from diskprep.store.directory import DirectoryStore
 from diskprep.vault import check as checks
 from diskprep.vault import ingest as ingestion
 from diskprep.vault import online
 from diskprep.vault import restore as restoring
+from diskprep.view.model import Hooks, ViewKind
+from diskprep.view.view import consistent_view
 
 app = typer.Typer(no_args_is_help=True, help="The vault: ingestion, incrementals, restore.")
+app.add_typer(passphrase.app, name="passphrase")
 
 
 @app.command("publish")
@@ -33,6 +38,7 @@ def publish(
     account_key_file: KeyFile = None,
     passphrase_file: inputs.PassphraseFile = None,
     passphrase_fd: inputs.PassphraseFd = None,
+    passphrase_command: inputs.PassphraseCommand = None,
     quiet: inputs.Quiet = False,
 ) -> None:
     """Send the small part of the seed online, so that incremental backups run while the disks travel.
@@ -41,7 +47,7 @@ def publish(
     """
     place = parse_staging(staging)
     store = open_store(vault, account_key_file)
-    secret = inputs.passphrase(passphrase_file, passphrase_fd)
+    secret = inputs.passphrase(passphrase_file, passphrase_fd, passphrase_command)
     with output.screen(quiet=quiet) as screen:
         sent = online.publish(place, load_seal(place.seal_file), store, screen.emit)
     repository = open_repository(store, secret)
@@ -66,13 +72,14 @@ def ingest(
     account_key_file: KeyFile = None,
     passphrase_file: inputs.PassphraseFile = None,
     passphrase_fd: inputs.PassphraseFd = None,
+    passphrase_command: inputs.PassphraseCommand = None,
     quiet: inputs.Quiet = False,
 ) -> None:
     """Move the imported packs into the vault, verify every one, and write the certificate."""
     place = parse_staging(staging)
     seal, seed = load_seal(place.seal_file), load_seed(place)
     store = open_store(vault, account_key_file)
-    repository = open_repository(store, inputs.passphrase(passphrase_file, passphrase_fd))
+    repository = open_repository(store, inputs.passphrase(passphrase_file, passphrase_fd, passphrase_command))
     with output.screen(quiet=quiet) as screen:
         proven = ingestion.ingest(
             open_store(container, account_key_file),
@@ -98,10 +105,11 @@ def list_points(
     account_key_file: KeyFile = None,
     passphrase_file: inputs.PassphraseFile = None,
     passphrase_fd: inputs.PassphraseFd = None,
+    passphrase_command: inputs.PassphraseCommand = None,
     json: inputs.Json = False,
 ) -> None:
     """The recovery points of the vault."""
-    repository = _open(vault, account_key_file, passphrase_file, passphrase_fd)
+    repository = _open(vault, account_key_file, passphrase_file, passphrase_fd, passphrase_command)
     points = [
         {"id": point.id, "time": str(point.time), "hostname": point.hostname, "paths": list(point.paths)}
         for point in repository.snapshots()
@@ -123,34 +131,82 @@ def list_points(
 
 @app.command("backup")
 def backup(
-    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...")],
+    sources: backing.Sources,
     vault: Vault,
+    exclude: selecting.Exclude = None,
+    iexclude: selecting.IExclude = None,
+    exclude_file: selecting.ExcludeFile = None,
+    iexclude_file: selecting.IExcludeFile = None,
+    exclude_if_present: selecting.ExcludeIfPresent = None,
+    exclude_caches: selecting.ExcludeCaches = False,
+    one_file_system: selecting.OneFileSystem = False,
+    exclude_larger_than: selecting.ExcludeLargerThan = None,
+    ignore_ctime: Annotated[bool, typer.Option("--ignore-ctime", help="Another ctime alone is no change.")] = False,
+    ignore_inode: Annotated[bool, typer.Option("--ignore-inode", help="Another inode alone is no change.")] = False,
+    snapshot: viewing.SnapshotOption = ViewKind.NONE,
+    pre_hook: viewing.PreHook = "",
+    post_hook: viewing.PostHook = "",
+    fixed_blocks: backing.FixedBlocks = None,
+    scratch: estimating.Scratch = None,
     account_key_file: KeyFile = None,
     passphrase_file: inputs.PassphraseFile = None,
     passphrase_fd: inputs.PassphraseFd = None,
+    passphrase_command: inputs.PassphraseCommand = None,
+    json: inputs.Json = False,
     quiet: inputs.Quiet = False,
 ) -> None:
-    """Take an incremental backup into the vault, on top of the newest recovery point of the same sources."""
-    repository = _open(vault, account_key_file, passphrase_file, passphrase_fd)
+    """Take an incremental backup into the vault, on top of the newest recovery point of the same sources.
+
+    Files of the same size, times and inode as there are not read.
+    """
+    repository = _open(vault, account_key_file, passphrase_file, passphrase_fd, passphrase_command)
+    options = BackupOptions(
+        selection=selecting.selection(
+            exclude=exclude,
+            iexclude=iexclude,
+            exclude_file=exclude_file,
+            iexclude_file=iexclude_file,
+            exclude_if_present=exclude_if_present,
+            exclude_caches=exclude_caches,
+            one_file_system=one_file_system,
+            exclude_larger_than=exclude_larger_than,
+        ),
+        ignore_ctime=ignore_ctime,
+        ignore_inode=ignore_inode,
+        block_rule=backing.block_rule(fixed_blocks),
+        scratch=scratch,
+    )
     hostname = socket.gethostname()
-    wanted = [str(source.absolute()) for source in sources]
-    bases = [s for s in repository.snapshots() if s.hostname == hostname and set(wanted) <= set(s.paths)]
-    with output.screen(quiet=quiet) as screen:
+    wanted = backing.sources(sources)
+    paths = {public_path(source.path) for source in wanted}
+    bases = [point for point in repository.snapshots() if point.hostname == hostname and paths <= set(point.paths)]
+    local = [repository.store.root] if isinstance(repository.store, DirectoryStore) else []
+    with (
+        output.screen(quiet=quiet) as screen,
+        consistent_view(
+            wanted,
+            kind=snapshot,
+            hooks=Hooks(pre=pre_hook, post=post_hook),
+            one_file_system=one_file_system,
+            writes_to=[*local, *([scratch] if scratch else [])],
+            emit=screen.emit,
+        ) as view,
+    ):
+        if snapshot is not ViewKind.NONE:
+            screen.emit(Note(stage="view", text=view.consistency))
         result = take_backup(
             repository,
-            [Source(os.fsencode(path)) for path in wanted],
+            view.sources,
             base=bases[-1] if bases else None,
             hostname=hostname,
+            options=options,
             emit=screen.emit,
         )
-    print(
-        f"snapshot {result.snapshot[:8]}: {result.files} files, {result.files_unmodified} unchanged, "
-        f"{output.size(result.bytes_stored)} stored"
-    )
-    if result.unreadable:
-        for name, reason in result.unreadable[:20]:
-            print(f"not stored: {output.escape(name)}: {reason}")
-        raise SourceIncomplete(f"{len(result.unreadable)} source entries could not be read; all others are stored")
+    if json:
+        output.print_json(backing.document(result))
+    else:
+        backing.tell(result)
+    backing.refuse_incomplete(result)
 
 
 @app.command("check")
@@ -160,10 +216,11 @@ def check(
     account_key_file: KeyFile = None,
     passphrase_file: inputs.PassphraseFile = None,
     passphrase_fd: inputs.PassphraseFd = None,
+    passphrase_command: inputs.PassphraseCommand = None,
     quiet: inputs.Quiet = False,
 ) -> None:
     """Check that the vault is whole."""
-    repository = _open(vault, account_key_file, passphrase_file, passphrase_fd)
+    repository = _open(vault, account_key_file, passphrase_file, passphrase_fd, passphrase_command)
     with output.screen(quiet=quiet) as screen:
         result = checks.check(repository, read_data=read_data, emit=screen.emit)
     for problem in result.problems[:50]:
@@ -182,10 +239,11 @@ def restore(
     account_key_file: KeyFile = None,
     passphrase_file: inputs.PassphraseFile = None,
     passphrase_fd: inputs.PassphraseFd = None,
+    passphrase_command: inputs.PassphraseCommand = None,
     quiet: inputs.Quiet = False,
 ) -> None:
     """Restore a recovery point below TARGET, under the original absolute paths."""
-    repository = _open(vault, account_key_file, passphrase_file, passphrase_fd)
+    repository = _open(vault, account_key_file, passphrase_file, passphrase_fd, passphrase_command)
     with output.screen(quiet=quiet) as screen:
         result = restoring.restore(repository, snapshot, target.absolute(), emit=screen.emit, subpath=path)
     for warning in result.warnings[:20]:
@@ -193,5 +251,7 @@ def restore(
     print(f"restored below {target}: {result.files} files, {output.size(result.bytes_restored)}")
 
 
-def _open(vault: str, key_file: Path | None, passphrase_file: Path | None, passphrase_fd: int | None) -> Repository:
-    return open_repository(open_store(vault, key_file), inputs.passphrase(passphrase_file, passphrase_fd))
+def _open(
+    vault: str, key_file: Path | None, file: Path | None, descriptor: int | None, command: str | None
+) -> Repository:
+    return open_repository(open_store(vault, key_file), inputs.passphrase(file, descriptor, command))

@@ -1,7 +1,7 @@
 """Key files: the data key, wrapped by a key that scrypt derives from a passphrase.
 
-`keys/<SHA-256 of the file>` is plain JSON; its `data` is the data key sealed with the derived key. Any number of key
-files may stand side by side, one a passphrase. Parameters of a file that was not written here are bounded before use.
+`keys/<SHA-256 of the file>` is plain JSON; its `data` is the data key sealed with the derived key. Several key files
+may stand side by side, one a passphrase. Parameters of a file that was not written here are bounded before use.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
+from datetime import datetime
 
 from diskprep import clock
 from diskprep.errors import DataDamaged, WrongPassphrase
@@ -39,14 +40,50 @@ class ScryptCost:
         if 128 * self.n * self.r > _MAX_MEMORY_BYTES or self.n * self.r * self.p > _MAX_WORK:
             raise DataDamaged("a key file demands more memory or time than any honest one")
 
+    @property
+    def memory_bytes(self) -> int:
+        return 128 * self.n * self.r
+
+    @property
+    def work(self) -> int:
+        """What the time is proportional to."""
+        return self.n * self.r * self.p
+
 
 DEFAULT_COST = ScryptCost()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyFile:
+    """What a key file says to everybody, and the data key it keeps sealed. `created` is None when it is no time."""
+
+    created: datetime | None
+    username: str
+    hostname: str
+    cost: ScryptCost
+    salt: bytes
+    sealed: bytes
+
+    def unwrap(self, passphrase: Secret[str]) -> DataKey:
+        """The data key. Raises WrongPassphrase, or DataDamaged when what the passphrase opens is no key."""
+        kek = derive(passphrase, self.salt, self.cost)
+        try:
+            plaintext = kek.open(self.sealed)
+        except DataDamaged:
+            raise WrongPassphrase("the passphrase does not open this key") from None
+        try:
+            parts = json.loads(plaintext)
+            return DataKey(
+                encrypt=_binary(parts["encrypt"]), mac_k=_binary(parts["mac"]["k"]), mac_r=_binary(parts["mac"]["r"])
+            )
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise DataDamaged("a key file is damaged") from None
 
 
 def derive(passphrase: Secret[str], salt: bytes, cost: ScryptCost) -> DataKey:
     """The key-encrypting key of a passphrase."""
     material = hashlib.scrypt(
-        passphrase.reveal().encode("utf-8"),
+        passphrase.reveal().encode("utf-8", "surrogateescape"),  # bytes that are no UTF-8 are taken as they are
         salt=salt,
         n=cost.n,
         r=cost.r,
@@ -76,27 +113,30 @@ def wrap(key: DataKey, passphrase: Secret[str], hostname: str, cost: ScryptCost 
     return json.dumps(document, separators=(",", ":")).encode()
 
 
-def unwrap(content: bytes, passphrase: Secret[str]) -> DataKey:
-    """The data key in a key file. Raises WrongPassphrase or DataDamaged."""
+def parse(content: bytes) -> KeyFile:
+    """A key file as it is stored. Raises DataDamaged."""
     try:
         document = json.loads(content)
         if document["kdf"] != "scrypt":
             raise DataDamaged("a key file uses an unknown key derivation")
-        cost = ScryptCost(n=int(document["N"]), r=int(document["r"]), p=int(document["p"]))
-        salt, sealed = _binary(document["salt"]), _binary(document["data"])
-        if len(salt) != SALT_BYTES:
-            raise DataDamaged(f"a key file's salt is not {SALT_BYTES} bytes long")
-        kek = derive(passphrase, salt, cost)
-        try:
-            plaintext = kek.open(sealed)
-        except DataDamaged:
-            raise WrongPassphrase("the passphrase does not open this key") from None
-        parts = json.loads(plaintext)
-        return DataKey(
-            encrypt=_binary(parts["encrypt"]), mac_k=_binary(parts["mac"]["k"]), mac_r=_binary(parts["mac"]["r"])
+        found = KeyFile(
+            created=_moment(document.get("created")),
+            username=str(document.get("username", "")),
+            hostname=str(document.get("hostname", "")),
+            cost=ScryptCost(n=int(document["N"]), r=int(document["r"]), p=int(document["p"])),
+            salt=_binary(document["salt"]),
+            sealed=_binary(document["data"]),
         )
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
         raise DataDamaged("a key file is damaged") from None
+    if len(found.salt) != SALT_BYTES:
+        raise DataDamaged(f"a key file's salt is not {SALT_BYTES} bytes long")
+    return found
+
+
+def unwrap(content: bytes, passphrase: Secret[str]) -> DataKey:
+    """The data key in a key file as it is stored. Raises WrongPassphrase or DataDamaged."""
+    return parse(content).unwrap(passphrase)
 
 
 def username() -> str:
@@ -105,6 +145,13 @@ def username() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return ""
+
+
+def _moment(text: object) -> datetime | None:
+    try:
+        return clock.parse_rfc3339(str(text))
+    except ValueError:
+        return None
 
 
 def _text(value: bytes) -> str:

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import mmap
 import os
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -127,34 +129,66 @@ class LockDirectory:
             raise DataDamaged(f"the lock {name} in {self._store.location} cannot be read") from None
 
 
+class _State:
+    """What a lock is by now, in memory that forked processes see too: a copy of their own would never be refreshed."""
+
+    _LAYOUT = struct.Struct("<dd?80s")
+
+    def __init__(self, name: str, time: datetime, monotonic_s: float) -> None:
+        self._memory = mmap.mmap(-1, self._LAYOUT.size)
+        self.refreshed(name, time, monotonic_s)
+
+    def refreshed(self, name: str, time: datetime, monotonic_s: float) -> None:
+        self._LAYOUT.pack_into(self._memory, 0, time.timestamp(), monotonic_s, self.lost, name.encode())
+
+    @property
+    def name(self) -> str:
+        text: bytes = self._LAYOUT.unpack_from(self._memory)[3]
+        return text.rstrip(b"\0").decode()
+
+    @property
+    def lost(self) -> bool:
+        return bool(self._LAYOUT.unpack_from(self._memory)[2])
+
+    def lose(self) -> None:
+        self._memory[16] = 1
+
+    def age_s(self) -> float:
+        """By the clock that says more: one stands still while the computer sleeps, the other can be set back."""
+        wall_s: float
+        monotonic_s: float
+        wall_s, monotonic_s, _, _ = self._LAYOUT.unpack_from(self._memory)
+        return max(clock.monotonic_s() - monotonic_s, clock.now().timestamp() - wall_s)
+
+
 class Lock:
-    """A lock of this process, kept fresh by a thread until `release`."""
+    """A lock of this process, kept fresh by a thread until `release`. Worker processes forked while it is held may ask
+    whether it still is."""
 
     def __init__(self, directory: LockDirectory, *, exclusive: bool) -> None:
         self._directory, self._exclusive = directory, exclusive
         self._stop = threading.Event()
         self._mutex = threading.Lock()  # a refresh, or a look at the lock file
-        self._lost = False
         directory.refuse_conflict(exclusive=exclusive, own=None)
-        self._refreshed, self._refreshed_s = clock.now(), clock.monotonic_s()
-        self._name = self._write(self._refreshed)
+        now, now_s = clock.now(), clock.monotonic_s()
+        self._state = _State(self._write(now), now, now_s)
         try:
             clock.sleep(SETTLE_S)
-            directory.refuse_conflict(exclusive=exclusive, own=self._name)
+            directory.refuse_conflict(exclusive=exclusive, own=self.name)
         except BaseException:
-            directory.delete(self._name)
+            directory.delete(self.name)
             raise
         self._thread = threading.Thread(target=self._keep_fresh, name="repository lock", daemon=True)
         self._thread.start()
 
     @property
     def name(self) -> str:
-        return self._name
+        return self._state.name
 
     def require_fresh(self) -> None:
         """Raise Locked when the lock is lost, or not refreshed for so long that others may soon ignore it."""
-        if self._lost or self._age_s() > GIVE_UP_S:
-            self._lost = True
+        if self._state.lost or self._state.age_s() > GIVE_UP_S:
+            self._state.lose()
             raise Locked(
                 f"the lock on {self._directory.location} was lost: it was removed, or not refreshed for too long, "
                 "as when the computer sleeps",
@@ -165,23 +199,22 @@ class Lock:
         """`require_fresh`, and the lock file is there."""
         self.require_fresh()
         with self._mutex:
-            self._lost = self._lost or not self._directory.exists(self._name)
+            name = self.name
+            # A refresh in another process may just have put another file in its place.
+            if not self._directory.exists(name) and (name == self.name or not self._directory.exists(self.name)):
+                self._state.lose()
         self.require_fresh()
 
     def release(self) -> None:
         self._stop.set()
         self._thread.join()
-        self._directory.delete(self._name)
+        self._directory.delete(self.name)
 
     def _write(self, time: datetime) -> str:
         return self._directory.write(exclusive=self._exclusive, hostname=socket.gethostname(), time=time)
 
-    def _age_s(self) -> float:
-        """By the clock that says more: one stands still while the computer sleeps, the other can be set back."""
-        return max(clock.monotonic_s() - self._refreshed_s, (clock.now() - self._refreshed).total_seconds())
-
     def _keep_fresh(self) -> None:
-        while not self._lost and not self._stop.wait(REFRESH_S):
+        while not self._state.lost and not self._stop.wait(REFRESH_S):
             # Tried again next time; require_fresh counts the minutes.
             with contextlib.suppress(DiskprepError), self._mutex:
                 self._refresh()
@@ -193,14 +226,15 @@ class Lock:
         surplus = fresh = self._write(now)
         try:
             if not self._is_gone():  # all may have stood still while it was written
-                surplus, self._name = self._name, fresh
-                self._refreshed, self._refreshed_s = now, now_s
+                surplus = self.name
+                self._state.refreshed(fresh, now, now_s)
         finally:
             self._directory.delete(surplus)
 
     def _is_gone(self) -> bool:
-        self._lost = self._lost or self._age_s() > GIVE_UP_S or not self._directory.exists(self._name)
-        return self._lost
+        if self._state.age_s() > GIVE_UP_S or not self._directory.exists(self.name):
+            self._state.lose()
+        return self._state.lost
 
 
 class Hold:

@@ -17,12 +17,22 @@ from dataclasses import replace
 from typing import Any
 
 from diskprep.durable import Buffer
-from diskprep.errors import DataDamaged, FormatTooNew, Locked, NotBuilt, NotFound, UsageError, WrongPassphrase
+from diskprep.errors import (
+    DataDamaged,
+    DiskprepError,
+    FormatTooNew,
+    Locked,
+    NotBuilt,
+    NotFound,
+    StorageUnavailable,
+    UsageError,
+    WrongPassphrase,
+)
 from diskprep.repository import chunker, codec, keys, pack
 from diskprep.repository import lock as locks
 from diskprep.repository.crypto import DataKey
-from diskprep.repository.index import Index, index_document, parse_index
-from diskprep.repository.pack import BlobKind, PackEntry
+from diskprep.repository.index import Index, encode_index, parse_index, summarize_index
+from diskprep.repository.pack import BlobKind, PackEntry, PackSummary
 from diskprep.repository.snapshot import Snapshot, parse_snapshot, snapshot_document
 from diskprep.repository.tree import Node, parse_tree
 from diskprep.secrets import Secret, check_new_passphrase
@@ -30,7 +40,6 @@ from diskprep.store import Store
 
 FORMAT_VERSION = 2
 DEFAULT_PACK_BYTES = 16 << 20
-_MAX_KEYS = 20
 _AREAS = ("index", "keys", "locks", "snapshots")
 _HEX_NAME = re.compile(r"[0-9a-f]{64}")
 
@@ -40,9 +49,17 @@ class Repository:
     nothing is written once the lock is lost: packs, index files and snapshots then raise Locked."""
 
     def __init__(
-        self, store: Store, key: DataKey, repository_id: str, polynomial: int, pack_size_bytes: int = DEFAULT_PACK_BYTES
+        self,
+        store: Store,
+        key: DataKey,
+        repository_id: str,
+        polynomial: int,
+        pack_size_bytes: int = DEFAULT_PACK_BYTES,
+        *,
+        slot: str = "",
     ) -> None:
         self.store, self.key, self.id, self.polynomial = store, key, repository_id, polynomial
+        self.slot = slot  # the key file that the passphrase opened: its name below keys/
         self.pack_size_bytes = pack_size_bytes
         self._index: Index | None = None
         self._locks = locks.LockDirectory(store, key)
@@ -66,14 +83,38 @@ class Repository:
                 index.add(entry)
         self._index = index
 
+    def forget_index(self) -> None:
+        """Give the index's memory back; it is read again at the next use."""
+        self._index = None
+
+    def count_index_bytes(self) -> int:
+        """Size of all index files together."""
+        return sum(item.size_bytes for item in self.store.list("index/"))
+
     def index_files(self) -> Iterator[tuple[str, list[PackEntry]]]:
         """Object name of each index file, and the packs it names. Raises DataDamaged."""
         for name, document in self._sealed_files("index/"):
             yield f"index/{name}", parse_index(document)
 
-    def load_blob(self, kind: BlobKind, blob_id: bytes) -> bytes:
-        """The plaintext of a blob, checked. Raises NotFound when no index names it, DataDamaged."""
-        location = self.index.find(kind, blob_id)
+    def pack_summaries(self) -> dict[str, PackSummary]:
+        """Kind and size of every pack that an index file names, read anew. Memory: 300 bytes a pack. Raises
+        DataDamaged, also when two files say different things of a pack."""
+        found: dict[str, PackSummary] = {}
+        for name, document in self._sealed_files("index/"):
+            for pack_name, summary in summarize_index(document).items():
+                if found.setdefault(pack_name, summary) != summary:
+                    raise DataDamaged(f"index/{name}: another index file describes pack {pack_name} differently")
+        return found
+
+    def index_documents(self) -> Iterator[dict[str, Any]]:
+        """The content of each index file. Raises DataDamaged."""
+        for _, document in self._sealed_files("index/"):
+            yield document
+
+    def load_blob(self, kind: BlobKind, blob_id: bytes, *, index: Index | None = None) -> bytes:
+        """The plaintext of a blob, checked; `index` says where it lies, None: this repository's own. Raises NotFound
+        when it does not, DataDamaged."""
+        location = (self.index if index is None else index).find(kind, blob_id)
         if location is None:
             raise NotFound(f"no index of {self.store.location} has the {kind} blob {blob_id.hex()}")
         sealed = self.store.read(pack.object_name(location.pack), location.offset, location.length)
@@ -83,11 +124,11 @@ class Repository:
         """The entries of a directory."""
         return parse_tree(self.load_blob(BlobKind.TREE, tree_id))
 
-    def save_pack(self, finished: pack.FinishedPack) -> None:
-        """Write a pack durably. Its entry goes to `save_index` afterwards."""
+    def save_pack(self, entry: PackEntry, data: Buffer) -> None:
+        """Write a pack, `data`, durably. Its entry goes to `save_index` afterwards."""
         if self._lock is not None:
             self._lock.require_fresh()
-        self.store.write(pack.object_name(finished.entry.pack), finished.parts)
+        self.store.write(pack.object_name(entry.pack), [data])
 
     def save_index(self, entries: Iterable[PackEntry]) -> str | None:
         """Write one index file for packs that are already durable; return its id, None when there is nothing to say."""
@@ -96,7 +137,7 @@ class Repository:
             return None
         if self._lock is not None:
             self._lock.require_held()
-        name = self._save_sealed("index/", index_document(entries))
+        name = self._save_sealed("index/", codec.encode_text(encode_index(entries)))
         if self._index is not None:
             for entry in entries:
                 self._index.add(entry)
@@ -126,7 +167,7 @@ class Repository:
         """Write a snapshot (its `id` is ignored) and return its id: the recovery point exists from then on."""
         if self._lock is not None:
             self._lock.require_held()
-        name = self._save_sealed("snapshots/", snapshot_document(replace(snapshot, id="")))
+        name = self._save_sealed("snapshots/", codec.encode_json(snapshot_document(replace(snapshot, id=""))))
         if self._lock is not None:
             try:
                 self._lock.require_fresh()
@@ -164,8 +205,8 @@ class Repository:
 
     # -- sealed JSON files
 
-    def _save_sealed(self, prefix: str, document: dict[str, Any]) -> str:
-        sealed = self.key.seal(codec.encode_json(document))
+    def _save_sealed(self, prefix: str, plaintext: bytes) -> str:
+        sealed = self.key.seal(plaintext)
         name = hashlib.sha256(sealed).hexdigest()
         self.store.write(prefix + name, [sealed])
         return name
@@ -190,28 +231,30 @@ def create(store: Store, passphrase: Secret[str], *, cost: keys.ScryptCost = key
     if store.stat("config") is not None or any(store.list("keys/")):
         raise UsageError(f"{store.location} already holds a repository, or a part of one")
     key = DataKey.generate()
-    repository = Repository(store, key, os.urandom(32).hex(), chunker.random_polynomial())
     wrapped = keys.wrap(key, passphrase, socket.gethostname(), cost)
-    store.write("keys/" + hashlib.sha256(wrapped).hexdigest(), [wrapped])
+    slot = hashlib.sha256(wrapped).hexdigest()
+    repository = Repository(store, key, os.urandom(32).hex(), chunker.random_polynomial(), slot=slot)
+    store.write(f"keys/{slot}", [wrapped])
     config = {"version": FORMAT_VERSION, "id": repository.id, "chunker_polynomial": f"{repository.polynomial:x}"}
     store.write("config", [key.seal(json.dumps(config, separators=(",", ":")).encode())])
     return repository
 
 
 def open_repository(store: Store, passphrase: Secret[str]) -> Repository:
-    """Open the repository in a store. Raises NotFound, WrongPassphrase, FormatTooNew, NotBuilt or
-    DataDamaged."""
+    """Open the repository in a store with any of its key files; damaged and foreign ones among them block nobody.
+
+    Raises NotFound, WrongPassphrase, FormatTooNew, NotBuilt, DataDamaged or StorageUnavailable.
+    """
     if store.stat("config") is None:
         raise NotFound(f"there is no repository in {store.location}: it has no config")
-    sealed = store.read("config")
-    key = _unlock(store, passphrase)
+    key, slot, opened = _unlock(store, passphrase, store.read("config"))
     try:
-        config = json.loads(key.open(sealed))
+        config = json.loads(opened)
         version, polynomial = int(config["version"]), int(config["chunker_polynomial"], 16)
         repository_id = config["id"]
         if not _HEX_NAME.fullmatch(repository_id) or not chunker.is_irreducible(polynomial):
             raise ValueError("an impossible value")
-    except (DataDamaged, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         raise DataDamaged(f"the config of the repository in {store.location} is damaged") from None
     if version == 1:
         raise NotBuilt(
@@ -220,7 +263,7 @@ def open_repository(store: Store, passphrase: Secret[str]) -> Repository:
         )
     if version != FORMAT_VERSION:
         raise FormatTooNew(f"the repository in {store.location} has format {version}; this diskprep knows 2")
-    return Repository(store, key, repository_id, polynomial)
+    return Repository(store, key, repository_id, polynomial, slot=slot)
 
 
 def is_object_name(name: str) -> bool:
@@ -237,21 +280,43 @@ def hash_names(store: Store, prefix: str) -> list[str]:
     return [name for name in names if _HEX_NAME.fullmatch(name)]
 
 
-def _unlock(store: Store, passphrase: Secret[str]) -> DataKey:
+def _unlock(store: Store, passphrase: Secret[str], config: bytes) -> tuple[DataKey, str, bytes]:
+    """The data key, the name of the key file that had it, and the config it opens.
+
+    All key files are tried, where restic ends after 20; the cheapest first, so that one that asks for a minute of work
+    delays nobody else.
+    """
     names = sorted(hash_names(store, "keys/"))
-    if not names:
-        raise NotFound(f"the repository in {store.location} has no key file")
-    damaged: DataDamaged | None = None
-    for name in names[:_MAX_KEYS]:
+    files: list[tuple[keys.KeyFile, str]] = []
+    faults: list[DiskprepError] = []
+    for name in names:
         try:
-            return keys.unwrap(store.read(f"keys/{name}"), passphrase)
+            files.append((keys.parse(store.read(f"keys/{name}")), name))
+        except NotFound:  # removed between listing and reading
+            continue
+        except (DataDamaged, StorageUnavailable) as error:
+            faults.append(error)
+    foreign = False
+    for file, name in sorted(files, key=lambda found: (found[0].cost.work, found[1])):
+        try:
+            key = file.unwrap(passphrase)
         except WrongPassphrase:
             continue
         except DataDamaged as error:
-            damaged = error
-    if damaged is not None:
-        raise damaged
+            faults.append(error)
+            continue
+        try:
+            return key, name, key.open(config)
+        except DataDamaged:  # of another repository, or the config is damaged
+            foreign = True
+    if foreign:
+        raise DataDamaged(f"the config of the repository in {store.location} is damaged, or the key is not its own")
+    if not files and not faults:
+        raise NotFound(f"the repository in {store.location} has no key file")
+    if not files:
+        raise faults[0]
+    untried = f"; {len(faults)} of its key files are damaged or cannot be read" if faults else ""
     raise WrongPassphrase(
-        f"no key of the repository in {store.location} opens with this passphrase",
+        f"no key of the repository in {store.location} opens with this passphrase{untried}",
         hint="check the passphrase file; a passphrase cannot be recovered",
     )

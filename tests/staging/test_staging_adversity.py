@@ -23,6 +23,7 @@ from diskprep.repository.pack import FinishedPack
 from diskprep.repository.repository import Repository
 from diskprep.source import Item, OpenDirectory
 from diskprep.staging import walker
+from diskprep.staging.dispatch import Manpower
 from diskprep.staging.writer import BackupOptions
 
 
@@ -56,7 +57,7 @@ def test_a_tree_deeper_than_there_are_descriptors_is_whole(
         return directory(self, name)
 
     monkeypatch.setattr(OpenDirectory, "directory", counted)
-    result = run(repository, tmp_path / "deep", options=BackupOptions(workers=1))
+    result = run(repository, tmp_path / "deep", options=BackupOptions(manpower=Manpower(threads=1, processes=1)))
     assert len(list(Path("/proc/self/fd").iterdir())) == before
     assert result.unreadable == ()
     assert (result.files, result.dirs - len(tmp_path.parts)) == (60, 120)
@@ -81,7 +82,7 @@ def test_a_directory_replaced_while_it_was_closed_is_told(
 
     with monkeypatch.context() as patch:
         patch.setattr(OpenDirectory, "list", swap)
-        result = run(repository, tmp_path / "deep", options=BackupOptions(workers=1))
+        result = run(repository, tmp_path / "deep", options=BackupOptions(manpower=Manpower(threads=1, processes=1)))
     assert result.unreadable
     assert {reason for _, reason in result.unreadable} <= {
         "the directory it is in was replaced while it was being read",

@@ -16,10 +16,12 @@ from diskprep.errors import Interrupted, Locked, StorageFull
 from diskprep.events import Event, Progress
 from diskprep.repository.chunker import Chunker
 from diskprep.repository.index import BlobKind
-from diskprep.repository.pack import FinishedPack, object_name, verify_pack
+from diskprep.repository.pack import object_name, verify_pack
+from diskprep.repository.packwriter import FinishedPack
 from diskprep.repository.repository import Repository
 from diskprep.repository.tree import Node, NodeType
 from diskprep.source import Source
+from diskprep.staging.dispatch import Manpower
 from diskprep.staging.writer import BackupOptions, BackupResult, backup
 
 MIB = 1 << 20
@@ -300,7 +302,7 @@ def test_a_backup_that_ends_early_leaves_a_whole_repository_without_a_snapshot(
 
     monkeypatch.setattr(repository, "save_pack", save_pack)
     with pytest.raises(type(error)):
-        run(repository, root, options=BackupOptions(pack_size_bytes=MIB, workers=1))
+        run(repository, root, options=BackupOptions(pack_size_bytes=MIB, manpower=Manpower(threads=1, processes=1)))
     monkeypatch.undo()
     assert repository.snapshots() == []
     assert list(repository.store.list("locks/")) == []
