@@ -16,7 +16,7 @@ from diskprep.errors import UsageError
 COMMANDS = {
     "rehearse": ("rehearse", "rehearse"),
     "stage": ("staging", "stage"),
-    "status": ("staging", "status"),
+    "status": ("status", "status"),
     "plan": ("disk", "plan"),
     "disk": ("disk", "app"),
     "job": ("job", "app"),

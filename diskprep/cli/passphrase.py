@@ -11,8 +11,12 @@ import typer
 from diskprep import clock
 from diskprep.cli import inputs, output
 from diskprep.cli.stores import KeyFile, Vault, open_store
+from diskprep.errors import NotFound
 from diskprep.repository.repository import open_repository
 from diskprep.repository.slots import MAX_SLOTS, Slot, Slots
+from diskprep.seed import Staging
+from diskprep.store import Store
+from diskprep.store.directory import DirectoryStore
 
 app = typer.Typer(no_args_is_help=True, help="The passphrases that open the vault.")
 
@@ -106,7 +110,21 @@ def remove(
 
 
 def _open(vault: str, key_file: Path | None, file: Path | None, descriptor: int | None, command: str | None) -> Slots:
-    return Slots(open_repository(open_store(vault, key_file), inputs.passphrase(file, descriptor, command)))
+    store = open_store(vault, key_file)
+    _refuse_staging(store)
+    return Slots(open_repository(store, inputs.passphrase(file, descriptor, command)))
+
+
+def _refuse_staging(store: Store) -> None:
+    """Raise NotFound for a staging that was named where the repository in it is meant."""
+    if not isinstance(store, DirectoryStore) or store.stat("config") is not None:
+        return
+    repository = DirectoryStore(Staging(store.root).repository)
+    if repository.stat("config") is not None:
+        raise NotFound(
+            f"there is no repository in {store.location} itself: it has no config",
+            hint=f"name the repository in it: --vault {repository.location}",
+        )
 
 
 def _document(slot: Slot) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from diskprep.repository import chunker, codec, keys, pack
 from diskprep.repository import lock as locks
 from diskprep.repository.crypto import DataKey
 from diskprep.repository.index import Index, encode_index, parse_index, summarize_index
+from diskprep.repository.locations import Locations
 from diskprep.repository.pack import BlobKind, PackEntry, PackSummary
 from diskprep.repository.snapshot import Snapshot, parse_snapshot, snapshot_document
 from diskprep.repository.tree import Node, parse_tree
@@ -111,7 +112,7 @@ class Repository:
         for _, document in self._sealed_files("index/"):
             yield document
 
-    def load_blob(self, kind: BlobKind, blob_id: bytes, *, index: Index | None = None) -> bytes:
+    def load_blob(self, kind: BlobKind, blob_id: bytes, *, index: Index | Locations | None = None) -> bytes:
         """The plaintext of a blob, checked; `index` says where it lies, None: this repository's own. Raises NotFound
         when it does not, DataDamaged."""
         location = (self.index if index is None else index).find(kind, blob_id)

@@ -14,6 +14,7 @@ import grp
 import os
 import pwd
 import stat
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +24,7 @@ from diskprep.errors import SourceIncomplete, StorageUnavailable
 
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _OPEN_QUIETLY = _OPEN | os.O_NOATIME
+_NAMES = sys.getfilesystemencoding()
 _NOT_SUPPORTED = (errno.ENOTSUP, errno.ENOSYS)
 _GONE = (errno.ENOENT, errno.ESTALE)
 _SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
@@ -205,7 +207,7 @@ class OpenDirectory:
         with _TRANSLATION, os.scandir(self._descriptor) as entries:
             items = [
                 Item(
-                    os.fsencode(entry.name),
+                    entry.name.encode(_NAMES, "surrogateescape"),
                     entry.is_dir(follow_symlinks=False),
                     entry.is_file(follow_symlinks=False),
                 )

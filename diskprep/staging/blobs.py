@@ -17,7 +17,8 @@ from typing import NamedTuple
 from diskprep import clock
 from diskprep.repository import codec
 from diskprep.repository.blobset import BlobSet
-from diskprep.repository.index import Index, blob_ids, parse_index
+from diskprep.repository.index import blob_ids, parse_index
+from diskprep.repository.locations import Locations
 from diskprep.repository.pack import BlobKind, PackEntry
 from diskprep.repository.packwriter import FinishedPack, PackWriter
 from diskprep.repository.repository import Repository
@@ -34,7 +35,7 @@ class Known:
     with forked processes."""
 
     sets: dict[BlobKind, BlobSet]
-    trees: Index
+    trees: Locations
 
     def close(self) -> None:
         for found in self.sets.values():
@@ -42,19 +43,20 @@ class Known:
 
 
 def load_known(repository: Repository, *, new_data: int, new_trees: int, scratch: Path | None = None) -> Known:
-    """Read the index files, one at a time, with room for as many new blobs as are expected. Memory: about 51 bytes a
-    blob, and 300 a tree. Raises DataDamaged, StorageFull."""
+    """Read the index files, one at a time, with room for as many new blobs as are expected. Memory: about 46 bytes a
+    blob, and 48 a tree. Raises DataDamaged, StorageFull."""
     stored = repository.count_index_bytes() // codec.INDEX_BLOB_BYTES
     sets = {
         BlobKind.DATA: BlobSet(stored + new_data, scratch),
         BlobKind.TREE: BlobSet(stored // 8 + new_trees, scratch),
     }
-    trees = Index()
+    trees = Locations(BlobKind.TREE)
     for document in repository.index_documents():
         sets[BlobKind.DATA].update(blob_ids(document))
-        for entry in parse_index(document, only=BlobKind.TREE):
-            sets[BlobKind.TREE].update(blob.id for blob in entry.blobs)
-            trees.add(entry)
+        entries = parse_index(document, only=BlobKind.TREE)
+        sets[BlobKind.TREE].update(blob.id for entry in entries for blob in entry.blobs)
+        trees.add(entries)
+    trees.sort()
     return Known(sets=sets, trees=trees)
 
 

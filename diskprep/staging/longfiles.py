@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import mmap
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -30,7 +31,9 @@ _HOLE_BYTES = 2 << 20  # shorter holes are read
 
 @dataclass(slots=True, eq=False)
 class _Buffer:
-    data: bytearray
+    """Memory that is not touched before it is used."""
+
+    data: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, _BUFFER_BYTES))
     users: int = 0
 
 
@@ -95,7 +98,7 @@ class LongFiles:
         self._dispatcher, self._books, self._rule, self._settle, self._feed = dispatcher, books, rule, settle, feed
         self._block_rule, self._cutter = block_rule, cutter
         self._queue: deque[tuple[Directory, OpenDirectory, BatchItem]] = deque()
-        self._buffers = [_Buffer(bytearray(_BUFFER_BYTES)) for _ in range(_BUFFERS)]
+        self._buffers = [_Buffer() for _ in range(_BUFFERS)]
         self._ahead = _ReadAhead()
         self._zeros: dict[int, bytes] = {}  # length of a chunk of zeros that is stored -> its id
 
@@ -187,7 +190,7 @@ class LongFiles:
                 start, clear, final = 0, 0, True
                 with contextlib.closing(self._ahead.pieces(file, view, filled, limit, offset)) as pieces:
                     for filled, final in pieces:
-                        while (end := cutter.cut(buffer.data, start, filled, final=final, clear=clear)) is not None:
+                        while (end := cutter.cut(view, start, filled, final=final, clear=clear)) is not None:
                             self._store(view[start:end], buffer, long_file)
                             start = end
                         clear = filled

@@ -292,12 +292,17 @@ class Walker:
         batch: list[BatchItem] = []
         size_bytes = 0
         folders = []
-        for item in items:
-            if item.is_directory:
-                folders.append(_Visit(directory, item.name))
+        has_base = bool(directory.base.files)
+        for name, is_directory, is_regular in items:
+            if is_directory:
+                folders.append(_Visit(directory, name))
                 continue
-            entry = self._item(directory, item.name, item.name, is_regular=item.is_regular)
-            length = 2 * len(item.name) + _ITEM_BYTES * (1 if entry.base is None else 2 + len(entry.base.content))
+            length = 2 * len(name) + _ITEM_BYTES
+            if has_base:
+                entry = self._item(directory, name, name, is_regular=is_regular)
+                length += 0 if entry.base is None else _ITEM_BYTES * (1 + len(entry.base.content))
+            else:
+                entry = BatchItem(name, name, is_regular)
             if batch and (len(batch) == BATCH_ENTRIES or size_bytes + length > _BATCH_BYTES):
                 self._line_up_batch(directory, opened, batch)
                 batch, size_bytes = [], 0
