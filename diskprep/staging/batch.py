@@ -200,9 +200,14 @@ class BatchWorker:
         self._stream = session.stream(BlobKind.DATA)
 
     def work(self, directory: int, message: bytes) -> bytes:
-        opened = OpenDirectory.of(directory)
+        batch = unpack_batch(message)
         try:
-            return pack_result(run_batch(opened, unpack_batch(message), self._rule, self._stream))
+            opened = OpenDirectory.of(directory)
+        except EntryUnreadable as error:
+            unreadable = [(item.shown, error.message) for item in batch.items]
+            return pack_result(BatchResult(unreadable=unreadable))
+        try:
+            return pack_result(run_batch(opened, batch, self._rule, self._stream))
         finally:
             opened.close()
 

@@ -10,6 +10,7 @@ for a child that itself waits to be read.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import traceback
@@ -94,8 +95,8 @@ class Crew:
         """Read one answer and hand it on. Raises what the child's work raised."""
         member = next(one for one in self._members if one.socket is readable)
         with interrupts.held():
+            then = member.under_way.popleft()  # an error is an answer, too: `abandon` must not wait for another
             answer = _receive(member)
-            then = member.under_way.popleft()
         then(answer)
 
     def finish(self) -> list[bytes]:
@@ -106,7 +107,8 @@ class Crew:
         """Let all children end what they are at, and make durable what they have. Raises what that raises."""
         for member in self._members:
             while member.under_way:
-                _receive(member)
+                with contextlib.suppress(DiskprepError, RuntimeError):  # one error is known; what others did counts
+                    _receive(member)
                 member.under_way.popleft()
         self._end(_FLUSH if flush else _DROP)
 
@@ -119,13 +121,20 @@ class Crew:
         self._members.clear()
 
     def _end(self, order: int) -> list[bytes]:
+        """Give all members their last order; the first failure of any is raised when all have ended."""
+        answers: list[bytes] = []
+        failures: list[Exception] = []
+        for member in self._members:
+            with contextlib.suppress(OSError):  # one that is gone is found out below
+                member.socket.sendall(_HEADER.pack(order, 0))
         for member in self._members:
             try:
-                member.socket.sendall(_HEADER.pack(order, 0))
-            except OSError:
-                raise _ended(member) from None
-        answers = [_receive(member) for member in self._members]
+                answers.append(_receive(member))
+            except (DiskprepError, RuntimeError) as error:
+                failures.append(error)
         self.close()
+        if failures:
+            raise failures[0]
         return answers
 
 

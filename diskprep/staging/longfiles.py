@@ -113,8 +113,8 @@ class LongFiles:
         self._ahead.close()
 
     def is_ready(self) -> bool:
-        """Whether there is a file and all that cutting it needs."""
-        return bool(self._queue) and self._cutter.is_ready()
+        """Whether all is there that cutting needs; it is being made from the first question on."""
+        return self._cutter.is_ready()
 
     def read_next(self) -> None:
         """Read the next file to its end, unless it is unchanged. Raises what storing raises."""

@@ -108,10 +108,13 @@ class Walker:
         self._plant(sources, base_tree)
         while True:
             self._feed()
-            if self._long_files.is_ready() and self._dispatcher.has_room_for_chunks:
+            idle = not self._dispatcher.outstanding
+            if self._long_files and (idle or (self._long_files.is_ready() and self._dispatcher.has_room_for_chunks)):
                 self._long_files.read_next()
-            elif not self._dispatcher.collect(wait=True) and not self._long_files:
+            elif idle:
                 break
+            else:
+                self._dispatcher.collect(wait=True)
         assert self._root_tree is not None
         self._trees.flush()
         self._books.progress(0, force=True)

@@ -89,6 +89,9 @@ class Workers:
             self._tasks.put(None)
         for thread in self._threads:
             thread.join()
+        if self.wake >= 0:
+            os.close(self.wake)
+            self.wake = -1
 
     def _put(self, result: Callable[[], None] | _Failure) -> None:
         self._results.put(result)
