@@ -2,6 +2,7 @@
 
 Invariants: nothing is deleted that the certificate does not cover; right before deleting, everything is looked at
 again: both copies of the certificate, every covered file in the vault with its size, and each object that is to go.
+Key files are not covered, for passphrases may be changed: the vault must have a whole one, whichever it is.
 What is small and cannot be made again (journals, escrow, seed, seal, certificate) is never deleted.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from diskprep.errors import CleanupRefused, DiskprepError
 from diskprep.events import Emit, Note, Progress, silent
+from diskprep.repository.slots import has_whole_slot
 from diskprep.seal import FileKind, Seal, SealedFile
 from diskprep.seed import Staging
 from diskprep.store import Store, StoredObject
@@ -91,6 +93,7 @@ def plan(
     """
     if certificate is None:
         raise CleanupRefused("there is no certificate for this job", hint=_HINT)
+    _refuse_vault_without_slot(vault)
     repository = DirectoryStore(staging.repository)
     return plan_from_listings(
         seal, certificate, staging=repository.list(), container=container.list(), vault=vault.list()
@@ -107,18 +110,19 @@ def plan_from_listings(
 ) -> CleanupPlan:
     """What may go, from the listings of the staging's repository, the import container and the vault.
 
-    Raises CleanupRefused when the certificate is not this seal's, or the vault has changed since.
+    Raises CleanupRefused when the certificate is not this seal's, or the vault has changed since. Listings do not say
+    whether the vault's key files are whole: `plan` and `run` look.
     """
     covered = _covered(seal, certificate)
     _refuse_changed_vault(covered, {stored.name: stored.size_bytes for stored in vault})
+    openers = {file.name for file in seal.of_kind(*_OPENERS)}
     removals: list[Removal] = []
     kept = list(_ALWAYS_KEPT)
     for place, listing in ((Place.STAGING, staging), (Place.CONTAINER, container)):
         for stored in sorted(listing, key=lambda stored: stored.name):
-            file = covered.get(stored.name)
-            reason = _reason_to_keep(file, stored.size_bytes)
-            if file is not None and place is Place.STAGING and file.kind in _OPENERS:
-                reason = reason or "opens escrow/ for who has the passphrase"
+            reason = _reason_to_keep(covered.get(stored.name), stored.size_bytes)
+            if place is Place.STAGING and stored.name in openers:
+                reason = "opens escrow/ for who has the passphrase"
             if reason:
                 kept.append(Kept(what=f"{place}: {stored.name}", reason=reason))
             else:
@@ -146,8 +150,9 @@ def run(
     """Delete what the plan names at `places`, after looking at everything again; return how many bytes went.
 
     The same call again goes on. Raises CleanupRefused when there is no certificate or it is not the plan's, when the
-    vault has no equal copy of it, when a covered file is missing in the vault or has another size, when an object to
-    delete is not what is covered any more, or when a place is the vault itself; nothing was deleted there then.
+    vault has no equal copy of it, when a covered file is missing in the vault or has another size, when none of the
+    vault's key files is whole, when an object to delete is not what is covered any more, or when a place is the vault
+    itself; nothing was deleted there then.
     """
     if certificate is None:
         raise CleanupRefused("there is no certificate for this job", hint=_HINT)
@@ -163,6 +168,7 @@ def run(
     for place in order:
         _refuse_other_certificate(vault, certificate)
         _refuse_changed_vault(covered, {stored.name: stored.size_bytes for stored in vault.list()})
+        _refuse_vault_without_slot(vault)
         removals = [removal for removal in cleanup_plan.removals if removal.place is place]
         gone_bytes += _empty(sources[place], vault, removals, covered, emit)
     if Place.STAGING in places:
@@ -207,12 +213,12 @@ def _delete_and_look(source: Store, vault: Store, removal: Removal) -> None:
 
 
 def _covered(seal: Seal, certificate: Certificate) -> Mapping[str, SealedFile]:
-    """The files that the certificate covers."""
+    """The files that the certificate covers: all but the key files, which may be others by now."""
     claimed = (certificate.job_name, certificate.repository_id, certificate.seal_digest, certificate.files_digest)
     actual = (seal.job_name, seal.repository_id, seal.digest, certificates.files_digest(seal.files))
     if claimed != actual or seal.snapshot not in certificate.snapshots:
         raise CleanupRefused("the certificate does not cover what this staging sealed", hint=_HINT)
-    return {file.name: file for file in seal.files}
+    return {file.name: file for file in seal.files if file.kind is not FileKind.KEY}
 
 
 def _reason_to_keep(covered: SealedFile | None, size_bytes: int) -> str:
@@ -230,6 +236,16 @@ def _refuse_changed_vault(covered: Mapping[str, SealedFile], vault: Mapping[str,
             f"the vault has changed since it was certified: {len(changed)} files are missing or have another size, "
             f"{changed[0]} among them",
             hint=_HINT,
+        )
+
+
+def _refuse_vault_without_slot(vault: Store) -> None:
+    """What nobody can open is no copy, whole as it may be."""
+    if not has_whole_slot(vault):
+        raise CleanupRefused(
+            "the vault has changed since it was certified: none of its key files is whole",
+            hint="nothing was deleted; `diskprep vault passphrase change` writes a whole one if the vault still opens, "
+            "else copy one from the staging's repository/keys",
         )
 
 

@@ -58,11 +58,11 @@ class BlobSet:
         for probe in range(start, start + _LONGEST_PROBE):
             offset = probe % slots * ID_BYTES
             found = table[offset : offset + ID_BYTES]
-            if found == blob_id:
-                return False
             if found == _EMPTY:
                 table[offset : offset + ID_BYTES] = blob_id
                 return True
+            if found == blob_id:
+                return False
         return True
 
     def update(self, blob_ids: Iterable[bytes]) -> None:
@@ -76,10 +76,10 @@ class BlobSet:
         for probe in range(start, start + _LONGEST_PROBE):
             offset = probe % slots * ID_BYTES
             found = table[offset : offset + ID_BYTES]
-            if found == blob_id:
-                return True
             if found == _EMPTY:
                 return False
+            if found == blob_id:
+                return True
         return False
 
     def close(self) -> None:

@@ -119,6 +119,7 @@ def _parse_pack(pack: dict[str, Any]) -> PackEntry:
 
 
 def _digest(text: str) -> bytes:
-    if len(text) != 64 or text != text.lower():
+    digest = bytes.fromhex(text)  # which overlooks capitals and white space
+    if len(digest) != 32 or digest.hex() != text:
         raise ValueError("not an id")
-    return bytes.fromhex(text)
+    return digest

@@ -6,7 +6,8 @@ nothing; refreshing writes a new file, then deletes the old one. Once a lock is 
 clock, or removed by somebody - it stays lost: what was relied on may have been pruned since.
 
 A hold is a non-exclusive lock that outlives its process: it keeps prune, check and repair out of a vault while its
-packs travel on disks, whereas backups go on. Its time lies ahead, so that nobody takes it for stale before then.
+packs travel on disks, whereas backups go on. Its time lies ahead, so that nobody takes it for stale before then. Who
+wants the repository alone, but leaves packs, index and snapshots as they are, may tolerate holds, and nothing else.
 """
 
 from __future__ import annotations
@@ -100,10 +101,12 @@ class LockDirectory:
     def delete(self, name: str) -> None:
         self._store.delete(name)
 
-    def refuse_conflict(self, *, exclusive: bool, own: str | None) -> None:
+    def refuse_conflict(self, *, exclusive: bool, own: str | None, tolerate_holds: bool = False) -> None:
         """Raise Locked when a live lock of somebody else forbids a lock of this kind."""
         for record in self.records():
             if record.name == own or record.is_stale() or not (exclusive or record.exclusive):
+                continue
+            if tolerate_holds and record.is_hold and not record.exclusive:
                 continue
             kind = "a hold for disks in transit" if record.is_hold else "a lock"
             raise Locked(
@@ -163,18 +166,18 @@ class _State:
 
 class Lock:
     """A lock of this process, kept fresh by a thread until `release`. Worker processes forked while it is held may ask
-    whether it still is."""
+    whether it still is. `tolerate_holds` changes what may be there before it, and not what others see of it."""
 
-    def __init__(self, directory: LockDirectory, *, exclusive: bool) -> None:
+    def __init__(self, directory: LockDirectory, *, exclusive: bool, tolerate_holds: bool = False) -> None:
         self._directory, self._exclusive = directory, exclusive
         self._stop = threading.Event()
         self._mutex = threading.Lock()  # a refresh, or a look at the lock file
-        directory.refuse_conflict(exclusive=exclusive, own=None)
+        directory.refuse_conflict(exclusive=exclusive, own=None, tolerate_holds=tolerate_holds)
         now, now_s = clock.now(), clock.monotonic_s()
         self._state = _State(self._write(now), now, now_s)
         try:
             clock.sleep(SETTLE_S)
-            directory.refuse_conflict(exclusive=exclusive, own=self.name)
+            directory.refuse_conflict(exclusive=exclusive, own=self.name, tolerate_holds=tolerate_holds)
         except BaseException:
             directory.delete(self.name)
             raise
@@ -286,8 +289,9 @@ def find_holds(directory: LockDirectory) -> list[Hold]:
 
 
 @contextlib.contextmanager
-def locked(directory: LockDirectory, *, exclusive: bool) -> Iterator[Lock]:
-    lock = Lock(directory, exclusive=exclusive)
+def locked(directory: LockDirectory, *, exclusive: bool, tolerate_holds: bool = False) -> Iterator[Lock]:
+    """A lock inside a `with`. Raises Locked on entering."""
+    lock = Lock(directory, exclusive=exclusive, tolerate_holds=tolerate_holds)
     try:
         yield lock
     finally:

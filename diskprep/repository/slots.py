@@ -3,7 +3,8 @@
 Invariants: no data is read or written; a repository that could be opened before a change can be opened after it,
 wherever that was cut off; who opened it keeps their slot until another one is known to open. Write order of a change:
 the new key file; read it back and open it with the new passphrase; delete the old one. Locks are those of restic:
-shared to add, exclusive to change and to remove.
+shared to add, exclusive to change and to remove. These two tolerate holds: no pack is missed for want of a key file,
+and a passphrase that leaked while disks travel cannot wait until they arrive.
 
 A slot that was removed does not open the repository any more. It is no new data key: who copied a key file before, and
 knows its passphrase, has the data key for good.
@@ -11,6 +12,7 @@ knows its passphrase, has the data key for good.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import socket
 from dataclasses import dataclass
@@ -18,9 +20,11 @@ from datetime import UTC, datetime
 
 from diskprep.errors import DataDamaged, JobConflict, NotFound, StorageUnavailable, UsageError, WrongPassphrase
 from diskprep.repository import keys
+from diskprep.repository import lock as locks
 from diskprep.repository.repository import Repository, hash_names
 from diskprep.secrets import Secret, check_new_passphrase
 from diskprep.seed import Staging
+from diskprep.store import Store
 from diskprep.store.directory import DirectoryStore
 
 MAX_SLOTS = 20  # restic tries no more key files than that
@@ -92,7 +96,7 @@ class Slots:
         """
         check_new_passphrase(passphrase)
         self.refuse_sealed()
-        with self._repository.lock(exclusive=True) as lock:
+        with self._alone() as lock:
             found = self._all_with_current()
             same = self._opened_by(passphrase, found)
             if same is not None and same.current:
@@ -110,7 +114,7 @@ class Slots:
         slot would be left; Locked; JobConflict in a sealed staging.
         """
         self.refuse_sealed()
-        with self._repository.lock(exclusive=True) as lock:
+        with self._alone() as lock:
             found = self._all_with_current()
             slot = _only(found, prefix, self._store.location)
             others = [other for other in found if other.id != slot.id]
@@ -145,16 +149,13 @@ class Slots:
                 hint="publish it, then change the passphrase of the vault",
             )
 
+    def _alone(self) -> contextlib.AbstractContextManager[locks.Lock]:
+        directory = locks.LockDirectory(self._store, self._repository.key)
+        return locks.locked(directory, exclusive=True, tolerate_holds=True)
+
     def _slot(self, name: str) -> Slot:
         """Raises NotFound."""
-        damaged, file = "", None
-        try:
-            content = self._store.read(_PREFIX + name)
-            file = keys.parse(content)
-            if hashlib.sha256(content).hexdigest() != name:
-                damaged = "its hash is not its name"
-        except (DataDamaged, StorageUnavailable) as error:
-            damaged = error.message
+        file, damaged = _look(self._store, name)
         return Slot(id=name, current=name == self._repository.slot, damaged=damaged, file=file)
 
     def _all_with_current(self) -> list[Slot]:
@@ -192,6 +193,25 @@ class Slots:
                 hint="the passphrases are as they were",
             )
         return name
+
+
+def has_whole_slot(store: Store) -> bool:
+    """Whether one of a repository's key files is what its name says. That takes no passphrase, and proves none."""
+    for name in hash_names(store, _PREFIX):
+        with contextlib.suppress(NotFound):
+            if not _look(store, name)[1]:
+                return True
+    return False
+
+
+def _look(store: Store, name: str) -> tuple[keys.KeyFile | None, str]:
+    """A key file, and what is wrong with it or nothing. Raises NotFound."""
+    try:
+        content = store.read(_PREFIX + name)
+        file = keys.parse(content)
+    except (DataDamaged, StorageUnavailable) as error:
+        return None, error.message
+    return file, "" if hashlib.sha256(content).hexdigest() == name else "its hash is not its name"
 
 
 def _only(found: list[Slot], prefix: str, location: str) -> Slot:

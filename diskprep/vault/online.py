@@ -4,6 +4,9 @@ Write order: tree packs, index, snapshots, keys, config. Without its config a re
 restic, so it appears whole or not at all. Keys and config before the snapshots would leave a moment in which a prune
 finds trees that no snapshot needs, and deletes them. From the config on, the data packs that still travel are missed;
 prune and check refuse such a repository, and the caller places the hold next.
+
+From the config on, too, passphrases can be changed: a key file that is gone then was removed, and is never put back, or
+the passphrase that it took away would open the vault again. Before the config nobody can have removed one.
 """
 
 from __future__ import annotations
@@ -33,16 +36,18 @@ def publish(staging: Staging, seal: Seal, vault: Store, emit: Emit) -> int:
     _refuse_other_vault(local, seal, vault)
     there = {stored.name: stored for stored in vault.list()}
     total = sum(file.size_bytes for file in seal.online_files)
-    done = sent = 0
+    done = sent = files = 0
     for kind in _ORDER:  # one kind is complete before the next begins
-        for file, new in in_threads(vault, lambda f: _send(local, f, vault, there.get(f.name)), seal.of_kind(kind)):
+        wanted = _wanted(kind, seal, vault)
+        for file, new in in_threads(vault, lambda f: _send(local, f, vault, there.get(f.name)), wanted):
+            files += 1
             done += file.size_bytes
             sent += file.size_bytes if new else 0
             emit(Progress(stage=_STAGE, done_bytes=done, total_bytes=total))
     emit(
         Note(
             stage=_STAGE,
-            text=f"{len(seal.online_files)} files of the small part are in the vault, {sent / 1e6:.1f} MB of them new",
+            text=f"{files} files of the small part are in the vault, {sent / 1e6:.1f} MB of them new",
         )
     )
     return sent
@@ -68,7 +73,7 @@ def _refuse_other_vault(local: Store, seal: Seal, vault: Store) -> None:
         raise JobConflict(
             f"job {seal.job_name} was ingested into {vault.location} already", hint="nothing is to be done"
         )
-    config = seal.of_kind(FileKind.CONFIG)[0]
+    config = _config(seal)
     if config.name in names:
         if vault.read(config.name) != sealed_bytes(local, config):
             raise JobConflict(f"{vault.location} already holds another repository", hint=hint)
@@ -83,6 +88,18 @@ def _refuse_other_vault(local: Store, seal: Seal, vault: Store) -> None:
     foreign = [n for n in sorted(names - ours) if n.startswith(("keys/", "index/", "snapshots/"))]
     if foreign:
         raise JobConflict(f"{vault.location} is being filled by somebody else: {foreign[0]}", hint=hint)
+
+
+def _config(seal: Seal) -> SealedFile:
+    return seal.of_kind(FileKind.CONFIG)[0]
+
+
+def _wanted(kind: FileKind, seal: Seal, vault: Store) -> tuple[SealedFile, ...]:
+    """What the vault must have of a kind. Looks at the key files only now: one may have been removed meanwhile."""
+    files = seal.of_kind(kind)
+    if kind is FileKind.KEY and vault.stat(_config(seal).name) is not None:
+        return tuple(file for file in files if vault.stat(file.name) is not None)
+    return files
 
 
 def _send(local: Store, file: SealedFile, vault: Store, there: StoredObject | None) -> tuple[SealedFile, bool]:

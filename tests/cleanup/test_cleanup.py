@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trip import JOB, Seeded, Trip, new_trip, overwrite, restic
+from trip import JOB, PASSPHRASE, Seeded, Trip, flip_middle, new_trip, overwrite, restic
 
 from diskprep import cleanup
 from diskprep.cleanup import CleanupPlan, Place
-from diskprep.errors import CleanupRefused
+from diskprep.errors import CleanupRefused, WrongPassphrase
+from diskprep.repository import keys
+from diskprep.repository.repository import open_repository
+from diskprep.repository.slots import Slots
 from diskprep.seal import FileKind
+from diskprep.secrets import Secret
 from diskprep.store import BlobStore, Store, StoredObject
 from diskprep.store.directory import DirectoryStore
 from diskprep.vault import certificate as certificates
@@ -144,6 +148,63 @@ def test_a_vault_that_lost_something_is_refused(certified: tuple[Trip, Certifica
     with pytest.raises(CleanupRefused):
         make_plan(trip, certificate)
     assert "the vault has changed" in refused(trip, plan, certificate)
+
+
+@pytest.mark.parametrize("changed", ["before ingestion", "after the certificate", "after the plan"])
+def test_a_passphrase_that_was_changed_in_the_vault_is_no_hindrance(trip: Trip, changed: str) -> None:
+    new = Secret("the passphrase after a change")
+
+    def change(moment: str) -> None:
+        if moment == changed:
+            opened = open_repository(trip.vault, Secret(PASSPHRASE))
+            Slots(opened).change(new, cost=keys.ScryptCost(n=16, r=1, p=1))
+
+    trip.publish()
+    trip.deliver()
+    change("before ingestion")
+    certificate = trip.ingest()
+    change("after the certificate")
+    plan = make_plan(trip, certificate)
+    change("after the plan")
+    openers = trip.seal.of_kind(FileKind.CONFIG, FileKind.KEY)
+    whole = sum(file.size_bytes for file in trip.seal.files if file not in openers)
+    assert execute(plan, trip, certificate) == whole + certificate.data_bytes
+    assert {str(p.relative_to(trip.staging.repository)) for p in trip.staging.repository.rglob("*") if p.is_file()} == {
+        file.name
+        for file in openers  # the escrow still opens with the old passphrase
+    }
+    with pytest.raises(WrongPassphrase):
+        open_repository(trip.vault, Secret(PASSPHRASE))
+    trip.password_file = trip.folder / "new passphrase"
+    trip.password_file.write_text(new.reveal())
+    restic(trip.folder / "vault", trip.password_file, "check", "--read-data")
+
+
+@pytest.mark.parametrize("fault", ["damaged", "empty", "not its name", "a stranger beside none"])
+def test_a_vault_without_a_whole_key_file_is_refused(certified: tuple[Trip, Certificate], fault: str) -> None:
+    trip, certificate = certified
+    plan = make_plan(trip, certificate)
+    (sealed,) = trip.seal.of_kind(FileKind.KEY)
+    path = trip.folder / "vault" / sealed.name
+    if fault == "damaged":
+        flip_middle(path)
+    elif fault == "empty":
+        overwrite(path, b"")
+    elif fault == "not its name":
+        path.rename(path.with_name("0" * 64))
+    else:
+        path.rename(path.with_name("README"))
+    with pytest.raises(CleanupRefused, match="none of its key files"):
+        make_plan(trip, certificate)
+    assert "none of its key files" in refused(trip, plan, certificate)
+
+
+def test_a_key_file_in_the_container_is_nothing_that_cleanup_deletes(certified: tuple[Trip, Certificate]) -> None:
+    trip, certificate = certified
+    (sealed,) = trip.seal.of_kind(FileKind.KEY)
+    trip.container.write(sealed.name, [trip.vault.read(sealed.name)])
+    execute(make_plan(trip, certificate), trip, certificate)
+    assert set(everything(trip)["container"]) == {"waies/copy-log.xml", sealed.name}
 
 
 def test_a_vault_whose_pack_got_shorter_is_refused(certified: tuple[Trip, Certificate]) -> None:

@@ -31,6 +31,8 @@ class Desk:
         self.passphrase_file = base / "passphrase"
         self.passphrase_file.write_text(PASSPHRASE + "\n")
         self.secret = ("--passphrase-file", self.passphrase_file)
+        self.new_passphrase_file = base / "new passphrase"  # the vault's, once it was changed
+        self.opening = ("--vault", self.vault, "--passphrase-file", self.new_passphrase_file)
         self.stores = ("--container", self.container, "--vault", self.vault)
 
     def stage(self, code: int = 0) -> tuple[str, str]:
@@ -128,7 +130,17 @@ def test_09_the_small_part_goes_online_and_the_vault_takes_incrementals_at_once(
     assert len(diskprep_json("vault", "list", "--vault", desk.vault, *desk.secret)["recovery_points"]) == 2
 
 
-def test_10_the_job_is_created_once(desk: Desk, service: tuple[str, ...]) -> None:
+def test_10_a_passphrase_that_leaked_is_changed_while_the_disks_travel_and_stays_changed(desk: Desk) -> None:
+    desk.new_passphrase_file.write_text("canary passphrase after a change\n")
+    changed = ("--vault", desk.vault, *desk.secret, "--new-passphrase-file", desk.new_passphrase_file)
+    assert "which was removed" in diskprep("vault", "passphrase", "change", *changed)[0]
+    assert "no key" in diskprep("vault", "publish", desk.staging, "--vault", desk.vault, *desk.secret, code=12)[1]
+    diskprep("vault", "publish", desk.staging, *desk.opening)
+    diskprep("vault", "list", "--vault", desk.vault, *desk.secret, code=12)
+    assert len(diskprep_json("vault", "passphrase", "list", *desk.opening)["slots"]) == 1
+
+
+def test_11_the_job_is_created_once(desk: Desk, service: tuple[str, ...]) -> None:
     for _ in range(2):
         out, _err = diskprep("job", "create", desk.staging, *service, *desk.secret)
         assert "disks prepared: WD-A1" in out
@@ -137,11 +149,11 @@ def test_10_the_job_is_created_once(desk: Desk, service: tuple[str, ...]) -> Non
     assert "my-first-job" in diskprep("job", "list", desk.staging, *service)[0]
 
 
-def test_11_without_a_token_signing_in_is_told_to_be_missing(desk: Desk) -> None:
+def test_12_without_a_token_signing_in_is_told_to_be_missing(desk: Desk) -> None:
     assert "not built yet" in diskprep("job", "show", desk.staging, code=61)[1]
 
 
-def test_12_the_package_is_entered_and_arrives(desk: Desk, service: tuple[str, ...]) -> None:
+def test_13_the_package_is_entered_and_arrives(desk: Desk, service: tuple[str, ...]) -> None:
     address = []
     for name in ("recipient", "street", "city", "postal-code", "country", "phone"):
         address += [f"--return-{name}", "12345" if name == "postal-code" else "Somewhere"]
@@ -153,37 +165,35 @@ def test_12_the_package_is_entered_and_arrives(desk: Desk, service: tuple[str, .
     assert diskprep_json("job", "show", desk.staging, *service)["state"] == "Completed"
 
 
-def test_13_nothing_is_removed_before_there_is_a_certificate(desk: Desk) -> None:
+def test_14_nothing_is_removed_before_there_is_a_certificate(desk: Desk) -> None:
     arguments = (desk.staging, *desk.stores, "--certificate", desk.certificate)
     assert "nothing was removed" in diskprep("cleanup", "run", *arguments, code=51)[1]
 
 
-def test_14_ingestion_names_the_disk_of_a_pack_that_is_missing(desk: Desk) -> None:
+def test_15_ingestion_names_the_disk_of_a_pack_that_is_missing(desk: Desk) -> None:
     pack = max((desk.container / "data").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
     aside = desk.base / "aside"
     pack.rename(aside)
-    arguments = (desk.staging, *desk.stores, "--certificate", desk.certificate, *desk.secret)
+    arguments = (desk.staging, "--container", desk.container, "--certificate", desk.certificate, *desk.opening)
     assert "WD-A1" in diskprep("vault", "ingest", *arguments, code=50)[1]
     assert not desk.certificate.exists()
     aside.rename(pack)
 
 
-def test_15_ingestion_verifies_everything_and_certifies_it(desk: Desk) -> None:
-    arguments = (desk.staging, *desk.stores, "--certificate", desk.certificate, *desk.secret)
+def test_16_ingestion_verifies_everything_and_certifies_it(desk: Desk) -> None:
+    arguments = (desk.staging, "--container", desk.container, "--certificate", desk.certificate, *desk.opening)
     assert "all verified" in diskprep("vault", "ingest", *arguments)[0]
     assert json.loads(desk.certificate.read_text())["job_name"] == "my-first-job"
-    diskprep("vault", "check", "--vault", desk.vault, "--read-data", *desk.secret)
-    environment = {"RESTIC_PASSWORD_FILE": str(desk.passphrase_file)}
+    diskprep("vault", "check", "--read-data", *desk.opening)
+    environment = {"RESTIC_PASSWORD_FILE": str(desk.new_passphrase_file)}
     said = run(need("restic"), "--no-cache", "-r", desk.vault, "check", "--read-data", env=environment)
     assert "no errors were found" in said
 
 
-def test_16_every_recovery_point_is_restored(desk: Desk) -> None:
-    for number, point in enumerate(
-        diskprep_json("vault", "list", "--vault", desk.vault, *desk.secret)["recovery_points"]
-    ):
+def test_17_every_recovery_point_is_restored(desk: Desk) -> None:
+    for number, point in enumerate(diskprep_json("vault", "list", *desk.opening)["recovery_points"]):
         target = desk.base / f"restored-{number}"
-        diskprep("vault", "restore", target, "--vault", desk.vault, "--snapshot", point["id"][:8], *desk.secret)
+        diskprep("vault", "restore", target, "--snapshot", point["id"][:8], *desk.opening)
         told = run(
             "diff", "-r", "--no-dereference", "--exclude=fifo", "--exclude=socket",
             desk.source, target / desk.source.relative_to("/"), ok=False,
@@ -191,7 +201,7 @@ def test_16_every_recovery_point_is_restored(desk: Desk) -> None:
         assert (told == "") == (number == 1), told
 
 
-def test_17_cleanup_removes_what_the_certificate_covers_and_keeps_the_keys(desk: Desk) -> None:
+def test_18_cleanup_removes_what_the_certificate_covers_and_keeps_the_keys(desk: Desk) -> None:
     arguments = (desk.staging, *desk.stores, "--certificate", desk.certificate)
     assert "may go" in diskprep("cleanup", "plan", *arguments)[0]
     assert (desk.staging / "repository/config").exists()
@@ -200,20 +210,23 @@ def test_17_cleanup_removes_what_the_certificate_covers_and_keeps_the_keys(desk:
     assert not [p for p in (desk.container / "data").rglob("*") if p.is_file()]
     assert len(diskprep("disk", "key", "WD-A1", "--staging", desk.staging, *desk.secret)[0].split("-")) == 8
     assert "all as written" in diskprep("disk", "verify", desk.disks[0], "--staging", desk.staging, *desk.secret)[0]
-    diskprep("vault", "check", "--vault", desk.vault, "--read-data", *desk.secret)
+    diskprep("vault", "check", "--read-data", *desk.opening)
 
 
-def test_18_a_repository_path_or_a_vault_that_is_none_is_told(desk: Desk, tmp_path: Path) -> None:
+def test_19_a_repository_path_or_a_vault_that_is_none_is_told(desk: Desk, tmp_path: Path) -> None:
     diskprep("vault", "list", "--vault", tmp_path / "none", *desk.secret, code=10)
+    told = diskprep("vault", "passphrase", "list", "--vault", desk.staging, *desk.secret, code=10)[1]
+    assert f"--vault {desk.staging}/repository" in told
+    diskprep("vault", "passphrase", "list", "--vault", desk.staging / "repository", *desk.secret)
     diskprep("status", tmp_path, code=10)
     diskprep("disk", "key", "NONE-1", "--staging", desk.staging, *desk.secret, code=10)
 
 
-def test_19_nobody_asks_for_a_passphrase_where_nobody_can_answer(desk: Desk) -> None:
+def test_20_nobody_asks_for_a_passphrase_where_nobody_can_answer(desk: Desk) -> None:
     assert "--passphrase-file" in diskprep("vault", "list", "--vault", desk.vault, code=2)[1]
 
 
-def test_20_a_reader_that_goes_away_is_no_crash(desk: Desk) -> None:
+def test_21_a_reader_that_goes_away_is_no_crash(desk: Desk) -> None:
     command = f"{sys.executable} -m diskprep journal dump {desk.base}/journals/WD-A1.journal | head -n 0"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, env=dict(os.environ))
     assert "Traceback" not in done.stderr

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -16,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from support import need, run
 
 from diskprep import clock
 from diskprep.errors import (
@@ -199,6 +201,79 @@ def test_adding_shares_the_repository_and_the_rest_wants_it_alone(store: Directo
     with other.lock(exclusive=True), pytest.raises(Locked):
         slots.add(Secret("never used passphrase"), cost=CHEAP)
     assert len(slots.all()) == 3
+
+
+def test_a_passphrase_is_changed_and_removed_while_disks_travel(store: DirectoryStore, slots: Slots) -> None:
+    hold = open_repository(store, FIRST).hold("job-1")
+    spare = slots.add(Secret("another one, to be removed"), cost=CHEAP)
+    slots.remove(spare.id)
+    slots.change(SECOND, cost=CHEAP)
+    assert (opens(store, FIRST), opens(store, SECOND)) == (False, True)
+    again = open_repository(store, SECOND)
+    assert [item.name for item in store.list("locks/")] == [hold.name]
+    with pytest.raises(Locked, match="transit"), again.lock(exclusive=True):
+        pass
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_a_hold_hides_no_lock_beside_it(store: DirectoryStore, slots: Slots, exclusive: bool) -> None:
+    spare = slots.add(Secret("another one, to be removed"), cost=CHEAP)
+    other = open_repository(store, FIRST)
+    other.hold("job-1")
+    directory = locks.LockDirectory(store, other.key)
+    name = directory.write(exclusive=exclusive, hostname="elsewhere", time=clock.now())
+    for act in (lambda: slots.change(SECOND, cost=CHEAP), lambda: slots.remove(spare.id)):
+        with pytest.raises(Locked, match="elsewhere"):
+            act()
+    assert len(slots.all()) == 2
+    directory.delete(name)
+    slots.remove(spare.id)
+
+
+def test_a_backup_that_begins_while_a_change_settles_makes_the_change_give_way(
+    store: DirectoryStore, slots: Slots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = open_repository(store, FIRST)
+    hold = other.hold("job-1")
+    directory = locks.LockDirectory(store, other.key)
+    monkeypatch.setattr(
+        clock, "sleep", lambda _: directory.write(exclusive=False, hostname="elsewhere", time=clock.now())
+    )
+    with pytest.raises(Locked, match="elsewhere"):
+        slots.change(SECOND, cost=CHEAP)
+    assert [slot.current for slot in slots.all()] == [True]
+    assert {record.hostname for record in directory.records()} == {"elsewhere", f"{locks.HOLD_PREFIX}{hold.label}"}
+
+
+def test_restic_is_kept_out_of_a_change_and_a_backup_of_restic_keeps_a_change_out(
+    store: DirectoryStore, slots: Slots, tmp_path: Path
+) -> None:
+    other = open_repository(store, FIRST)
+    other.hold("job-1")
+    file = tmp_path / "passphrase"
+    file.write_text(FIRST.reveal())
+    for name in ("data", "index", "snapshots"):
+        (store.root / name).mkdir()
+    argv = [need("restic"), "-r", str(store.root), "--password-file", str(file), "--no-cache"]
+    directory = locks.LockDirectory(store, other.key)
+    with locks.locked(directory, exclusive=True, tolerate_holds=True):
+        assert "locked exclusively" in run(*argv, "backup", file, ok=False)
+    backup = subprocess.Popen(
+        [*argv, "backup", "--stdin"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    assert backup.stdin is not None
+    try:
+        for _ in range(500):
+            if len(directory.records()) == 2:
+                break
+            clock.sleep(0.05)
+        with pytest.raises(Locked, match=rf"process {backup.pid}\b"):
+            slots.change(SECOND, cost=CHEAP)
+    finally:
+        backup.communicate(b"from standard input", timeout=60)
+    assert backup.returncode == 0
+    slots.change(SECOND, cost=CHEAP)
+    assert (opens(store, FIRST), opens(store, SECOND)) == (False, True)
 
 
 def test_two_people_cannot_remove_each_other(store: DirectoryStore, slots: Slots) -> None:

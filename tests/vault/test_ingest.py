@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +20,11 @@ import pytest
 from trip import JOB, PASSPHRASE, SERIALS, Seeded, Trip, below, flip_middle, new_trip, overwrite, restic
 
 from diskprep.compare import differences, fingerprint
-from diskprep.errors import DataDamaged, IngestIncomplete, JobConflict, NotFound
+from diskprep.errors import DataDamaged, IngestIncomplete, JobConflict, NotFound, WrongPassphrase
 from diskprep.events import Note, silent
+from diskprep.repository import keys
 from diskprep.repository.repository import open_repository
+from diskprep.repository.slots import Slots
 from diskprep.seal import FileKind, save_seal
 from diskprep.secrets import Secret
 from diskprep.store import StoredObject
@@ -28,6 +33,9 @@ from diskprep.vault import certificate
 from diskprep.vault import ingest as ingestion
 from diskprep.vault.check import check
 from diskprep.vault.restore import restore
+
+NEW = Secret("the passphrase after a change")
+CHEAP = keys.ScryptCost(n=16, r=1, p=1)
 
 
 @pytest.fixture
@@ -143,6 +151,83 @@ def test_a_changed_staging_file_is_not_published(trip: Trip) -> None:
     with pytest.raises(DataDamaged):
         trip.publish()
     assert trip.vault.stat("config") is None
+
+
+class _CutOff(BaseException):
+    """Stands for kill -9: nothing of ours runs after it."""
+
+
+def test_a_first_publish_cut_off_before_any_file_is_completed_by_the_second(
+    trip: Trip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, wanted = DirectoryStore.write, {file.name for file in trip.seal.online_files}
+    shutil.copytree(trip.folder / "vault", trip.folder / "empty")
+    for cut_off_at in range(len(wanted)):
+        shutil.rmtree(trip.folder / "vault")
+        shutil.copytree(trip.folder / "empty", trip.folder / "vault")
+        left = itertools.count(cut_off_at, -1)
+
+        def write(self: DirectoryStore, name: str, parts: Any, left: Iterator[int] = left) -> None:
+            if next(left) <= 0:
+                raise _CutOff
+            real(self, name, parts)
+
+        monkeypatch.setattr(DirectoryStore, "write", write)
+        with pytest.raises(_CutOff):
+            trip.publish()
+        monkeypatch.setattr(DirectoryStore, "write", real)
+        there = {stored.name for stored in trip.vault.list()}
+        assert there < wanted
+        assert "config" not in there
+        assert trip.publish() > 0
+        assert {stored.name for stored in trip.vault.list()} == wanted
+    restic(trip.folder / "vault", trip.password_file, "cat", "config")
+
+
+def test_a_passphrase_changed_after_publishing_stays_changed_through_publish_ingest_and_check(trip: Trip) -> None:
+    trip.publish()
+    opened = open_repository(trip.vault, Secret(PASSPHRASE))
+    opened.hold(JOB)  # as the command places it
+    Slots(opened).change(NEW, cost=CHEAP)
+    assert trip.publish() == 0
+    with pytest.raises(WrongPassphrase):
+        open_repository(trip.vault, Secret(PASSPHRASE))
+    trip.deliver()
+    assert trip.ingest(open_repository(trip.vault, NEW)).seal_digest == trip.seal.digest
+    with pytest.raises(WrongPassphrase):
+        open_repository(trip.vault, Secret(PASSPHRASE))
+    trip.password_file = trip.folder / "new passphrase"
+    trip.password_file.write_text(NEW.reveal())
+    (hold,) = open_repository(trip.vault, NEW).find_holds()
+    hold.release()
+    restic(trip.folder / "vault", trip.password_file, "check", "--read-data")
+
+
+def test_a_passphrase_changed_while_publishing_again_is_not_undone(trip: Trip, monkeypatch: pytest.MonkeyPatch) -> None:
+    trip.publish()
+    slots, real = Slots(open_repository(trip.vault, Secret(PASSPHRASE))), DirectoryStore.read
+    last = trip.seal.of_kind(FileKind.SNAPSHOT)[-1].name
+
+    def read(self: DirectoryStore, name: str, *more: Any) -> bytes:
+        if (self.root, name) == (trip.folder / "vault", last) and slots.current == opener:
+            slots.change(NEW, cost=CHEAP)
+        return real(self, name, *more)
+
+    opener = slots.current
+    monkeypatch.setattr(DirectoryStore, "read", read)
+    assert trip.publish() == 0
+    assert slots.current != opener
+    assert [stored.name for stored in trip.vault.list("keys/")] == [f"keys/{slots.current}"]
+
+
+def test_a_key_file_that_was_damaged_is_made_whole_and_one_that_was_added_stays(trip: Trip) -> None:
+    trip.publish()
+    added = Slots(open_repository(trip.vault, Secret(PASSPHRASE))).add(NEW, cost=CHEAP).id
+    (sealed,) = trip.seal.of_kind(FileKind.KEY)
+    flip_middle(in_directory(trip.vault, sealed.name))
+    assert trip.publish() == sealed.size_bytes
+    assert trip.vault.read(sealed.name) == DirectoryStore(trip.staging.repository).read(sealed.name)
+    assert {stored.name for stored in trip.vault.list("keys/")} == {sealed.name, f"keys/{added}"}
 
 
 def test_a_vault_of_another_repository_is_left_alone(trip: Trip) -> None:
