@@ -8,13 +8,15 @@ from __future__ import annotations
 import marshal
 import os
 import stat
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import NamedTuple
 
+from diskprep.errors import DiskprepError
 from diskprep.repository.chunker import MIN_BYTES
 from diskprep.repository.pack import BlobKind
-from diskprep.repository.tree import BaseFile, Node, NodeType, encode_file, encode_node, encode_owner, go_mode
+from diskprep.repository.tree import Base, BaseFile, Node, NodeType, encode_file, encode_node, encode_owner, go_mode
 from diskprep.source import Entry, EntryUnreadable, OpenDirectory, group_name, user_name
 from diskprep.staging.blobs import BlobSession, PackStream, Stored
 
@@ -31,7 +33,7 @@ _TYPES = {
 
 class BatchItem(NamedTuple):
     """An entry `name` of an open directory, which the tree calls `shown`; `base` is the file of that name in the base
-    snapshot, None when there is none."""
+    snapshot, None when there is none or the batch says where to look."""
 
     name: bytes
     shown: bytes
@@ -41,17 +43,21 @@ class BatchItem(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Entries of one directory. `device`: entries on another one are left out; None: they are not."""
+    """Entries of one directory. `device`: entries on another one are left out; None: they are not. `base_tree`: the
+    tree of that directory in the base snapshot; None: the items tell themselves what their base is."""
 
     items: tuple[BatchItem, ...]
     device: int | None = None
+    base_tree: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileRule:
-    """What is done with a regular file, before it is read. `larger_than_bytes`: longer ones are left out."""
+    """What is done with a regular file, before it is read. `larger_than_bytes`: longer ones are left out. `load_base`
+    reads a tree of the base snapshot; it raises DiskprepError when that is lost."""
 
     session: BlobSession
+    load_base: Callable[[bytes], Base]
     ignore_ctime: bool = False
     ignore_inode: bool = False
     larger_than_bytes: int | None = None
@@ -74,12 +80,13 @@ class FileRule:
 @dataclass(slots=True, kw_only=True)
 class BatchResult:
     """What became of a batch. `nodes`: name and encoded node; `long_files` (numbers of items) are left to be cut by
-    somebody else."""
+    somebody else. `lost_base`: why the base could not be looked at; all was read then."""
 
     nodes: list[tuple[bytes, bytes]] = field(default_factory=list)
     long_files: list[int] = field(default_factory=list)
     unreadable: list[tuple[bytes, str]] = field(default_factory=list)
     changed: list[bytes] = field(default_factory=list)
+    lost_base: str = ""
     files: int = 0
     files_unmodified: int = 0
     left_out: int = 0
@@ -89,7 +96,7 @@ class BatchResult:
 
 def run_batch(opened: OpenDirectory, batch: Batch, rule: FileRule, stream: PackStream) -> BatchResult:
     """Store what is new of a batch's items in `opened`. Raises only what storing raises."""
-    run = _Run(opened, batch.device, rule, stream)
+    run = _Run(opened, batch, rule, stream)
     for number, item in enumerate(batch.items):
         try:
             if item.is_regular:
@@ -104,24 +111,31 @@ def run_batch(opened: OpenDirectory, batch: Batch, rule: FileRule, stream: PackS
 class _Run:
     """A batch under way."""
 
-    __slots__ = ("_always_read", "_device", "_opened", "_rule", "_stream", "result")
+    __slots__ = ("_always_read", "_base", "_device", "_opened", "_rule", "_stream", "result")
 
-    def __init__(self, opened: OpenDirectory, device: int | None, rule: FileRule, stream: PackStream) -> None:
-        self._opened, self._device, self._rule, self._stream = opened, device, rule, stream
-        self._always_read = device is None and rule.larger_than_bytes is None
+    def __init__(self, opened: OpenDirectory, batch: Batch, rule: FileRule, stream: PackStream) -> None:
+        self._opened, self._device, self._rule, self._stream = opened, batch.device, rule, stream
+        self._always_read = batch.device is None and rule.larger_than_bytes is None
         self.result = BatchResult()
+        self._base: Mapping[bytes, BaseFile] = {}
+        if batch.base_tree is not None:
+            try:
+                self._base = rule.load_base(batch.base_tree).files
+            except DiskprepError as error:
+                self.result.lost_base = error.message
 
     def file(self, number: int, item: BatchItem) -> None:
         content: tuple[bytes, ...] | None = None
+        base = item.base or self._base.get(item.shown)
 
         def is_wanted(status: os.stat_result) -> bool:
             nonlocal content
             if self._leaves_out(status):
                 return False
-            content = self._rule.content(status, item.base)
+            content = self._rule.content(status, base)
             return content is None
 
-        ask = None if self._always_read and item.base is None else is_wanted
+        ask = None if self._always_read and base is None else is_wanted
         file = self._opened.read_small(item.name, SMALL_BYTES, ask)
         status, data, result = file.stat, file.data, self.result
         size_bytes = status.st_size
@@ -172,14 +186,14 @@ def owner_text(uid: int, gid: int) -> str:
 
 def pack_batch(batch: Batch) -> bytes:
     items = [(item.name, item.shown, item.is_regular, item.base and tuple(item.base)) for item in batch.items]
-    return marshal.dumps((items, batch.device))
+    return marshal.dumps((items, batch.device, batch.base_tree))
 
 
 def unpack_batch(message: bytes) -> Batch:
     """The inverse of `pack_batch`, for what the parent process packed."""
-    items, device = marshal.loads(message)  # noqa: S302 - from our own parent
+    items, device, base_tree = marshal.loads(message)  # noqa: S302 - from our own parent
     found = [BatchItem(name, shown, is_regular, base and BaseFile(*base)) for name, shown, is_regular, base in items]
-    return Batch(tuple(found), device)
+    return Batch(tuple(found), device, base_tree)
 
 
 def pack_result(result: BatchResult) -> bytes:

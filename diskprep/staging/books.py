@@ -42,7 +42,8 @@ class Directory:
     opened: OpenDirectory | None = None
     identity: tuple[int, int] | None = None
     held: list[OpenDirectory] = field(default_factory=list)  # around sources that are files; to be closed at the end
-    base: Base = field(default_factory=Base)
+    base_tree: bytes | None = None  # of the same directory in the base snapshot
+    base: Base | None = None  # its content, once it was needed here
     nodes: list[tuple[bytes, bytes]] = field(default_factory=list)
     pending: int = 0
     users: int = 0

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from diskprep.repository.chunker import MAX_BYTES
-from diskprep.repository.tree import BaseFile, encode_file
+from diskprep.repository.tree import Base, BaseFile, encode_file
 from diskprep.source import Entry, EntryUnreadable, OpenDirectory, OpenFile
 from diskprep.staging.batch import BatchItem, FileRule, owner_text
 from diskprep.staging.blobs import PackStream
@@ -91,12 +91,14 @@ class LongFiles:
         rule: FileRule,
         block_rule: BlockRule | None,
         cutter: LateCutter,
+        base_of: Callable[[Directory], Base],
         settle: Callable[[Directory], None],
         feed: Callable[[], None],
     ) -> None:
-        """`settle` hears of each file that is done; `feed` is called now and then, to keep the others busy."""
+        """`base_of` gives a directory of the base snapshot; `settle` hears of each file that is done; `feed` is called
+        now and then, to keep the others busy."""
         self._dispatcher, self._books, self._rule, self._settle, self._feed = dispatcher, books, rule, settle, feed
-        self._block_rule, self._cutter = block_rule, cutter
+        self._block_rule, self._cutter, self._base_of = block_rule, cutter, base_of
         self._queue: deque[tuple[Directory, OpenDirectory, BatchItem]] = deque()
         self._buffers = [_Buffer() for _ in range(_BUFFERS)]
         self._ahead = _ReadAhead()
@@ -132,7 +134,7 @@ class LongFiles:
             if self._rule.leaves_out(file.entry.stat.st_size):
                 long_file.failed = True
                 self._books.counts.left_out += 1
-            elif not self._take_over(long_file, directory.base.files.get(item.shown)):
+            elif not self._take_over(long_file, self._base_of(directory).files.get(item.shown)):
                 self._cut(file, long_file, self._choose(file, path))
                 if file.changed():
                     self._books.changed(path)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import stat
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from diskprep.errors import DiskprepError, NotBuilt, NotFound, UsageError
@@ -43,6 +43,8 @@ BATCH_ENTRIES = 128
 _BATCH_BYTES = MESSAGE_BYTES // 2
 _ITEM_BYTES = 64  # of a message, beside names and ids
 _BASE_CHUNKS = 8  # a small file of more is read again
+_BASE_ENTRIES = 4 * BATCH_ENTRIES
+_LOST = "a directory of the base snapshot is lost: {}"
 _READY_BATCHES = 8
 _READY_LONG_FILES = 64
 OPEN_DIRECTORIES = 128  # beside those that others and long files use
@@ -64,6 +66,7 @@ class _Ready:
     directory: Directory
     opened: OpenDirectory
     items: tuple[BatchItem, ...]
+    has_base: bool = False  # the items themselves tell it
 
 
 class Walker:
@@ -75,7 +78,6 @@ class Walker:
         dispatcher: Dispatcher,
         trees: PackStream,
         cutter: LateCutter,
-        load_base: Callable[[bytes], Base],
         rule: FileRule,
         block_rule: BlockRule | None,
         selection: Selection,
@@ -83,7 +85,7 @@ class Walker:
         exclude_identities: Collection[tuple[int, int]],
         books: Books,
     ) -> None:
-        self._dispatcher, self._trees, self._load_base, self._books = dispatcher, trees, load_base, books
+        self._dispatcher, self._trees, self._load_base, self._books = dispatcher, trees, rule.load_base, books
         self._selection, self._exclude, self._exclude_identities = selection, exclude, exclude_identities
         self._visits: list[_Visit] = []
         self._batches: deque[_Ready] = deque()
@@ -95,6 +97,7 @@ class Walker:
             rule=rule,
             block_rule=block_rule,
             cutter=cutter,
+            base_of=self._base,
             settle=self._settle,
             feed=self._feed,
         )
@@ -136,7 +139,7 @@ class Walker:
 
     def _plant(self, sources: Sequence[Source], base_tree: bytes | None) -> None:
         """Make the directories that lead to the sources, and line the sources up."""
-        root = Directory(parent=None, name=b"", path=b"/", base=self._base(base_tree), pending=1)
+        root = Directory(parent=None, name=b"", path=b"/", base_tree=base_tree, pending=1)
         planted: dict[bytes, Directory] = {b"/": root}
         for source in reversed(sources):
             if self._selection.leaves_out(source.path):
@@ -146,8 +149,8 @@ class Walker:
             for name in source.components[:-1]:
                 path = above.path_of(name)
                 if path not in planted:
-                    base = self._base(above.base.subtrees.get(name))
-                    planted[path] = Directory(parent=above, name=name, path=path, entry=_ancestor(path), base=base)
+                    tree = self._base(above).subtrees.get(name)
+                    planted[path] = Directory(parent=above, name=name, path=path, entry=_ancestor(path), base_tree=tree)
                     above.pending += 1
                     self.counts.dirs += 1
                 above = planted[path]
@@ -167,7 +170,7 @@ class Walker:
             above.held.append(opened)
             regular = stat.S_ISREG(describe(location).stat.st_mode)
             # The entry may be read under another name than the tree shows.
-            item = self._item(above, name, source.components[-1], is_regular=regular)
+            item = BatchItem(name, source.components[-1], regular)
             above.users += 1
             self._batches.append(_Ready(above, opened, (item,)))
 
@@ -195,7 +198,7 @@ class Walker:
                 path=path,
                 entry=opened.entry,
                 device=above.device,
-                base=self._base(above.base.subtrees.get(visit.name)),
+                base_tree=self._base(above).subtrees.get(visit.name),
                 pending=1,
             )
             self.counts.dirs += 1
@@ -295,46 +298,53 @@ class Walker:
         batch: list[BatchItem] = []
         size_bytes = 0
         folders = []
-        has_base = bool(directory.base.files)
+        # A long base is read here once, and not by everybody who does a batch of it.
+        here = directory.base_tree is not None and len(items) > _BASE_ENTRIES
         for name, is_directory, is_regular in items:
             if is_directory:
                 folders.append(_Visit(directory, name))
                 continue
             length = 2 * len(name) + _ITEM_BYTES
-            if has_base:
+            if here:
                 entry = self._item(directory, name, name, is_regular=is_regular)
                 length += 0 if entry.base is None else _ITEM_BYTES * (1 + len(entry.base.content))
             else:
                 entry = BatchItem(name, name, is_regular)
             if batch and (len(batch) == BATCH_ENTRIES or size_bytes + length > _BATCH_BYTES):
-                self._line_up_batch(directory, opened, batch)
+                self._line_up_batch(directory, opened, batch, has_base=here)
                 batch, size_bytes = [], 0
             batch.append(entry)
             size_bytes += length
         if batch:
-            self._line_up_batch(directory, opened, batch)
+            self._line_up_batch(directory, opened, batch, has_base=here)
         directory.pending += len(folders)
         self._visits.extend(reversed(folders))
         self._settle(directory)
 
-    def _line_up_batch(self, directory: Directory, opened: OpenDirectory, items: list[BatchItem]) -> None:
+    def _line_up_batch(
+        self, directory: Directory, opened: OpenDirectory, items: list[BatchItem], *, has_base: bool
+    ) -> None:
         directory.pending += 1
         directory.users += 1
-        self._batches.append(_Ready(directory, opened, tuple(items)))
+        self._batches.append(_Ready(directory, opened, tuple(items), has_base))
 
     def _item(self, directory: Directory, name: bytes, shown: bytes, *, is_regular: bool) -> BatchItem:
-        base = directory.base.files.get(shown) if is_regular else None
+        base = self._base(directory).files.get(shown) if is_regular else None
         if base is not None and (base.size > SMALL_BYTES or len(base.content) > _BASE_CHUNKS):
             base = None
         return BatchItem(name, shown, is_regular, base)
 
     def _submit(self, ready: _Ready) -> None:
-        batch = Batch(ready.items, ready.directory.device if self._selection.one_file_system else None)
+        directory = ready.directory
+        device = directory.device if self._selection.one_file_system else None
+        batch = Batch(ready.items, device, None if ready.has_base else directory.base_tree)
         self._dispatcher.submit_batch(ready.opened, batch, lambda result: self._take(ready, result))
 
     def _take(self, ready: _Ready, result: BatchResult) -> None:
         """Enter what a batch brought."""
         counts, directory = self.counts, ready.directory
+        if result.lost_base:
+            self._books.note(_LOST.format(result.lost_base))
         directory.nodes.extend(result.nodes)
         counts.files += result.files
         counts.files_unmodified += result.files_unmodified
@@ -384,15 +394,16 @@ class Walker:
             )
         return self._trees.save_tree(nodes)
 
-    def _base(self, tree: bytes | None) -> Base:
-        """A directory of the base; empty when it is lost, for then everything below is read."""
-        if tree is None:
-            return Base()
-        try:
-            return self._load_base(tree)
-        except DiskprepError as error:
-            self._books.note(f"a directory of the base snapshot is lost: {error.message}")
-            return Base()
+    def _base(self, directory: Directory) -> Base:
+        """The directory in the base snapshot; empty when it is lost, for then everything below is read."""
+        if directory.base is None:
+            directory.base = Base()
+            if directory.base_tree is not None:
+                try:
+                    directory.base = self._load_base(directory.base_tree)
+                except DiskprepError as error:
+                    self._books.note(_LOST.format(error.message))
+        return directory.base
 
 
 def _ancestor(path: bytes) -> Entry:

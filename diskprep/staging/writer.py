@@ -14,6 +14,7 @@ import os
 import resource
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from diskprep import clock
@@ -171,12 +172,14 @@ def _store(
     def new_session() -> BlobSession:
         return BlobSession(repository, known, options.pack_size_bytes)
 
+    @lru_cache(maxsize=2)  # batches of one directory come one after the other
     def load_base(tree: bytes) -> Base:
         return parse_base(repository.load_blob(BlobKind.TREE, tree, index=known.trees))
 
     session = new_session()
     rule = FileRule(
         session=session,
+        load_base=load_base,
         ignore_ctime=options.ignore_ctime,
         ignore_inode=options.ignore_inode,
         larger_than_bytes=options.selection.larger_than_bytes,
@@ -192,7 +195,6 @@ def _store(
         dispatcher=dispatcher,
         trees=session.stream(BlobKind.TREE),
         cutter=LateCutter(lambda: Chunker(repository.polynomial)),
-        load_base=load_base,
         rule=rule,
         block_rule=options.block_rule,
         selection=options.selection,
