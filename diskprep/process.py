@@ -20,6 +20,7 @@ from diskprep.errors import DiskprepError, ToolMissing, UsageError
 
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ENVIRONMENT = {"PATH": SEARCH_PATH, "LC_ALL": "C.UTF-8"}
+_FOR_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 #: program -> Debian package that has it
 PACKAGES = {
@@ -172,19 +173,25 @@ def fork(run: Callable[[socket.socket], None], *, close: Iterable[socket.socket]
     Signals from the terminal are for the parent alone: the child ignores them and ends when its socket is closed.
     """
     ours, theirs = socket.socketpair()
+    # Held back until the child ignores them: the parent's handler must not run there, in a copy of the parent's calls.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_PARENT)
+    pid = -1
     try:
         pid = os.fork()
     except OSError:
         ours.close()
-        theirs.close()
         raise
+    finally:
+        if pid:
+            theirs.close()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if pid:
-        theirs.close()
         return pid, ours
     status = 1
     try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        for number in _FOR_THE_PARENT:
             signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         gc.freeze()  # what the parent has is not looked through, nor copied by that, in every child
         gc.disable()  # a child makes no cycles worth the looking
         for end in (ours, *close):

@@ -89,7 +89,7 @@ def stage(
                 exclude_identities=options.exclude_identities,
                 emit=screen.emit,
             )
-            expected = Measure(files=found.files, size_bytes=found.size_bytes)
+            expected = Measure(files=found.files, size_bytes=found.size_bytes, has_long_files=found.long_files > 0)
             foreseen = estimating.forecast(
                 preflight.estimate(found),
                 staging=estimating.space_at(place.root),

@@ -15,6 +15,7 @@ MIN_BYTES = 512 << 10
 MAX_BYTES = 8 << 20
 DEGREE = 53
 _WINDOW = 64
+_A_POLYNOMIAL = 0x3DA3358B4DC173  # irreducible
 
 
 def random_polynomial() -> int:
@@ -37,6 +38,11 @@ def is_irreducible(polynomial: int) -> bool:
     return True
 
 
+def preload() -> None:
+    """Load the compiled loop, which takes half a second, while something else is being waited for."""
+    Chunker(_A_POLYNOMIAL)
+
+
 class Chunker:
     """Finds cuts for one polynomial. Has no state of a stream, so threads may share it; releases the GIL."""
 
@@ -53,6 +59,7 @@ class Chunker:
         self._mods = np.array(
             [(top << DEGREE) | _mod(top << DEGREE, polynomial) for top in range(256)], dtype=np.uint64
         )
+        self._find(np.zeros(_WINDOW, np.uint8), _WINDOW, _WINDOW, self._outs, self._mods)  # which loads it
 
     def cut(self, data: Buffer, start: int, stop: int, *, final: bool, clear: int = 0) -> int | None:
         """The end of the chunk that starts at `start`, when `data[:stop]` is there; `final` says that the stream ends

@@ -43,6 +43,7 @@ class Measure:
 
     files: int
     size_bytes: int
+    has_long_files: bool = True  # longer than 512 KiB, which one chunk can be
 
 
 def check_sources(sources: Sequence[Source]) -> None:

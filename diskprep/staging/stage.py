@@ -25,6 +25,7 @@ from pathlib import Path
 from diskprep import clock, durable, escrow
 from diskprep.errors import DataDamaged, JobConflict, Locked, StorageFull
 from diskprep.events import Emit, Note, silent
+from diskprep.repository.chunker import preload
 from diskprep.repository.keys import DEFAULT_COST, ScryptCost
 from diskprep.repository.pack import BlobKind, PackEntry, PackSummary, object_name, verify_pack
 from diskprep.repository.repository import Repository, create, hash_names, is_object_name, open_repository
@@ -101,7 +102,11 @@ def stage(
             seal = load_seal(staging.seal_file)
             emit(Note(stage=_STAGE, text=f"{staging.root} is already sealed; nothing to do"))
             return _result_of(seal)
-        repository = _begin(staging, wanted, passphrase, cost)
+        with ThreadPoolExecutor(max_workers=1) as aside:  # stretching the passphrase leaves this thread idle
+            opening = aside.submit(_begin, staging, wanted, passphrase, cost)
+            if expected is None or expected.has_long_files:
+                preload()
+            repository = opening.result()
         _tidy(staging, repository, emit)
         options = own_exclusions(staging, sources, options or BackupOptions())
         if expected is None:

@@ -22,8 +22,9 @@ FORMAT = "diskprep-certificate"
 VERSION = 1
 METHOD = (
     "every sealed file but the key files, which may have been changed since, was read back from the vault and has the "
-    "SHA-256 of its seal; a key file of the vault opened it; every blob of every pack was decrypted and has the SHA-256 that names it; every pack that the index names is there with the size the index "
-    "implies; every directory and every blob of every file of the snapshots can be resolved"
+    "SHA-256 of its seal; a key file of the vault opened it; every blob of every pack was decrypted and has the "
+    "SHA-256 that names it; every pack that the index names is there with the size the index implies; every directory "
+    "and every blob of every file of the snapshots can be resolved"
 )
 
 
