@@ -59,9 +59,9 @@ def test_a_short_passphrase_is_refused_and_not_shown() -> None:
     assert "too short" not in str(caught.value)
 
 
-def test_a_passphrase_file_loses_its_newline_only(tmp_path: Path) -> None:
+def test_a_passphrase_file_loses_the_white_space_around_it(tmp_path: Path) -> None:
     (tmp_path / "p").write_text(" with spaces \r\n")
-    assert read_passphrase_file(tmp_path / "p").reveal() == " with spaces "
+    assert read_passphrase_file(tmp_path / "p").reveal() == "with spaces"
     with pytest.raises(UsageError):
         read_passphrase_file(tmp_path / "none")
 

@@ -172,6 +172,7 @@ class Lock:
         self._directory, self._exclusive = directory, exclusive
         self._stop = threading.Event()
         self._mutex = threading.Lock()  # a refresh, or a look at the lock file
+        self._owner = os.getpid()
         directory.refuse_conflict(exclusive=exclusive, own=None, tolerate_holds=tolerate_holds)
         now, now_s = clock.now(), clock.monotonic_s()
         self._state = _State(self._write(now), now, now_s)
@@ -201,12 +202,16 @@ class Lock:
     def require_held(self) -> None:
         """`require_fresh`, and the lock file is there."""
         self.require_fresh()
-        with self._mutex:
+        with self._not_refreshing():
             name = self.name
             # A refresh in another process may just have put another file in its place.
             if not self._directory.exists(name) and (name == self.name or not self._directory.exists(self.name)):
                 self._state.lose()
         self.require_fresh()
+
+    def _not_refreshing(self) -> contextlib.AbstractContextManager[object]:
+        """A worker process has no thread that refreshes, but may have been forked while it held the mutex."""
+        return self._mutex if os.getpid() == self._owner else contextlib.nullcontext()
 
     def release(self) -> None:
         self._stop.set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import os
 import random
@@ -15,14 +17,20 @@ from typing import Any
 import pytest
 from support import make_tree, need, run
 
-from diskprep.repository import quoting
+from diskprep import clock
+from diskprep.events import Event
+from diskprep.repository import codec, quoting
 from diskprep.repository.keys import ScryptCost
 from diskprep.repository.pack import BlobKind, object_name, verify_pack
+from diskprep.repository.packwriter import PackWriter
 from diskprep.repository.repository import Repository, create, open_repository
 from diskprep.repository.snapshot import Snapshot
 from diskprep.secrets import Secret
 from diskprep.seed import Staging
 from diskprep.source import Source
+from diskprep.staging import books
+from diskprep.staging.blocks import BlockRule
+from diskprep.staging.dispatch import Manpower
 from diskprep.staging.stage import open_staged, stage
 from diskprep.staging.writer import BackupOptions, BackupResult, backup
 from diskprep.store.directory import DirectoryStore
@@ -229,6 +237,78 @@ def test_the_staging_directory_itself_is_a_repository_to_restic(tmp_path: Path, 
     assert "no errors were found" in restic(staging.root, "check", "--read-data")
     repository = open_staged(staging, PASSPHRASE)
     assert sum(entry.kind is BlobKind.DATA for entry in repository.index.packs.values()) >= 4
+
+
+def test_packs_of_blobs_of_all_lengths_are_whole_to_restic(restic: Restic, repository: Repository) -> None:
+    rng = random.Random(3)
+    entries = []
+    for kind, lengths in (
+        (BlobKind.DATA, [1]),
+        (BlobKind.DATA, [*range(1, 300), 2047, 2048, 4096, 4097, 16 << 10, 512 << 10, 8 << 20]),
+        (BlobKind.DATA, [3000] * 200 + [5] * 200 + [70_000] * 20),
+    ):
+        writer = PackWriter(kind, repository.key, expected_bytes=1 << 16)
+        for number, length in enumerate(lengths):
+            blob = rng.randbytes(length) if number % 2 else (b"%d " % rng.getrandbits(60) * length)[:length]
+            writer.add(hashlib.sha256(blob).digest(), blob)
+        finished = writer.finish()
+        repository.save_pack(finished.entry, finished.data)
+        entries.append(finished.entry)
+    parts = [b'{"nodes":[', b"]}\n"]
+    tree = hashlib.sha256(b"".join(parts)).digest()
+    writer = PackWriter(BlobKind.TREE, repository.key)
+    writer.add_frame(tree, codec.compress_parts(parts, 13), 13)
+    finished = writer.finish()
+    repository.save_pack(finished.entry, finished.data)
+    repository.save_index([*entries, finished.entry])
+    repository.save_snapshot(Snapshot(id="", time=clock.now(), tree=tree, paths=("/",), hostname=HOST))
+    assert "no errors were found" in restic(place(repository), "check", "--read-data")
+    assert restic(place(repository), "list", "blobs").count("data ") == sum(len(entry.blobs) for entry in entries)
+
+
+def test_holes_and_blocks_of_one_size_are_restored_by_restic(
+    tmp_path: Path, restic: Restic, repository: Repository
+) -> None:
+    root = tmp_path / "images"
+    root.mkdir()
+    for name in ("disk.img", "film"):
+        with (root / name).open("wb") as stream:
+            stream.truncate(40 << 20)
+            for offset, length in ((0, 5 << 20), (19 << 20, 3 << 20), ((30 << 20) + 4096, 1)):
+                stream.seek(offset)
+                stream.write(random.Random(offset).randbytes(length))
+    result = ours(repository, root, options=BackupOptions(block_rule=BlockRule(block_bytes=256 << 10)))
+    assert [path for path, _ in result.fixed_blocks] == [str(root / "disk.img")]
+    assert "no errors were found" in restic(place(repository), "check", "--read-data")
+    restic(place(repository), "restore", "latest", "--target", tmp_path / "restored")
+    same_trees(os.fsencode(root), os.fsencode(tmp_path / "restored") + os.fsencode(root))
+    summary = theirs(restic, repository, root)  # its parent says that nothing has changed
+    assert summary["files_unmodified"] == 2
+    adds_nothing(summary, root)
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_an_interrupted_backup_is_whole_to_restic_and_the_next_one_completes_it(
+    tmp_path: Path, restic: Restic, repository: Repository, torture: Path, processes: int
+) -> None:
+    options = BackupOptions(pack_size_bytes=1 << 20, manpower=Manpower(threads=2, processes=processes))
+    for moment in (3, 12):
+        told = itertools.count()
+
+        def emit(_: Event, moment: int = moment, told: Iterator[int] = told) -> None:
+            if next(told) == moment:
+                raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(books, "_PROGRESS_INTERVAL_S", 0.0)
+            with pytest.raises(KeyboardInterrupt):
+                ours(repository, torture, options=options, emit=emit)
+        assert "no errors were found" in restic(place(repository), "check", "--read-data")
+        assert json.loads(restic(place(repository), "snapshots", "--json")) in (None, [])
+    result = ours(repository, torture, options=options)
+    assert "no errors were found" in restic(place(repository), "check", "--read-data")
+    assert theirs(restic, repository, torture, flags=("--force",))["data_blobs"] == 0
+    assert result.unreadable == ()
 
 
 def in_zone(monkeypatch: pytest.MonkeyPatch, zone: str) -> Iterator[None]:

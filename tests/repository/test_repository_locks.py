@@ -6,6 +6,7 @@ import hashlib
 import multiprocessing
 import os
 import socket
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 from diskprep import clock
 from diskprep.errors import DataDamaged, Locked
 from diskprep.repository import lock as locks
-from diskprep.repository.pack import BlobKind, PackWriter
+from diskprep.repository.pack import BlobKind
+from diskprep.repository.packwriter import PackWriter
 from diskprep.repository.repository import Repository, open_repository
 from diskprep.repository.snapshot import Snapshot
 from diskprep.secrets import Secret
@@ -188,13 +190,13 @@ def test_nothing_is_written_under_a_lost_lock(repository: Repository, directory:
     finished = writer.finish()
     snapshot = Snapshot(id="", time=clock.now(), tree=bytes(32), paths=("/x",), hostname="h")
     with repository.lock() as lock:
-        repository.save_pack(finished)
+        repository.save_pack(finished.entry, finished.data)
         directory.delete(lock.name)  # index file and snapshot look for it
         for save in (lambda: repository.save_index([finished.entry]), lambda: repository.save_snapshot(snapshot)):
             with pytest.raises(Locked, match="lost"):
                 save()
         with pytest.raises(Locked, match="lost"):
-            repository.save_pack(finished)
+            repository.save_pack(finished.entry, finished.data)
     assert not [item for item in repository.store.list() if item.name.startswith(("index/", "snapshots/"))]
     repository.save_index([finished.entry])  # outside, as after a repair
 
@@ -213,3 +215,93 @@ def test_a_snapshot_during_whose_writing_the_lock_was_lost_is_taken_back(
         with pytest.raises(Locked, match="lost"):
             repository.save_snapshot(Snapshot(id="", time=really(), tree=bytes(32), paths=("/x",), hostname="h"))
     assert list(repository.store.list("snapshots/")) == []
+
+
+class Forked:
+    """A forked child that does with the lock what it is told, and says what came of it."""
+
+    def __init__(self, lock: locks.Lock) -> None:
+        context = multiprocessing.get_context("fork")
+        self._ours, self._theirs = context.Pipe()
+        self._process = context.Process(target=self._run, args=(lock,))
+        self._process.start()
+        self._theirs.close()
+
+    def _run(self, lock: locks.Lock) -> None:
+        while (order := self._theirs.recv()) is not None:
+            try:
+                self._theirs.send(lock.name if order == "name" else getattr(lock, order)())
+            except Locked as error:
+                self._theirs.send(error.message)
+
+    def __call__(self, order: str) -> str | None:
+        self._ours.send(order)
+        assert self._ours.poll(20), "no answer came"
+        return self._ours.recv()  # type: ignore[no-any-return]
+
+    def end(self) -> None:
+        self._ours.send(None)
+        self._process.join(20)
+        assert self._process.exitcode == 0
+
+
+@pytest.fixture
+def lock(repository: Repository) -> Iterator[locks.Lock]:
+    with repository.lock() as lock:
+        yield lock
+
+
+@pytest.fixture
+def forked(lock: locks.Lock) -> Iterator[Forked]:
+    child = Forked(lock)
+    yield child
+    child.end()
+
+
+def test_a_forked_child_sees_the_lock_refreshed(
+    forked: Forked, lock: locks.Lock, directory: locks.LockDirectory
+) -> None:
+    """By the parent, long after the fork: the child's own copy would be stale, and its file gone."""
+    first = lock.name
+    assert forked("name") == first
+    lock._refresh()
+    assert lock.name != first
+    assert forked("name") == lock.name
+    assert [record.name for record in directory.records()] == [lock.name]
+    assert forked("require_held") is None
+    assert forked("require_fresh") is None
+
+
+def test_a_forked_child_sees_an_old_lock_become_fresh(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    really, minutes = clock.now, multiprocessing.get_context("fork").Value("i")
+    with repository.lock() as lock:
+        monkeypatch.setattr(clock, "now", lambda: really() + timedelta(minutes=minutes.value))
+        forked = Forked(lock)
+        for _ in range(4):
+            minutes.value += 20
+            lock._refresh()
+            assert forked("require_fresh") is None
+        minutes.value += 23
+        assert "lost" in str(forked("require_fresh"))
+        minutes.value -= 23
+        with pytest.raises(Locked, match="lost"):  # once lost, by whoever, it stays lost
+            lock.require_fresh()
+        forked.end()
+
+
+@pytest.mark.parametrize("found_by", ["parent", "child"])
+def test_a_lock_that_one_process_finds_lost_is_lost_to_all(
+    forked: Forked, lock: locks.Lock, directory: locks.LockDirectory, found_by: str
+) -> None:
+    directory.delete(lock.name)
+    assert forked("require_fresh") is None  # nobody has looked for its file yet
+    if found_by == "child":
+        assert "lost" in str(forked("require_held"))
+    else:
+        with pytest.raises(Locked, match="lost"):
+            lock.require_held()
+    assert "lost" in str(forked("require_fresh"))
+    with pytest.raises(Locked, match="lost"):
+        lock.require_fresh()
+    lock._refresh()
+    assert directory.records() == []

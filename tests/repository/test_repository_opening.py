@@ -11,7 +11,8 @@ import pytest
 
 from diskprep.errors import DataDamaged, FormatTooNew, NotBuilt, NotFound, UsageError, WrongPassphrase
 from diskprep.repository import keys
-from diskprep.repository.pack import BlobKind, PackWriter
+from diskprep.repository.pack import BlobKind
+from diskprep.repository.packwriter import PackWriter
 from diskprep.repository.repository import Repository, create, open_repository
 from diskprep.repository.snapshot import Snapshot
 from diskprep.repository.tree import Node, NodeType, encode_tree
@@ -166,6 +167,6 @@ def _save(repository: Repository, kind: BlobKind, plaintext: bytes) -> bytes:
     writer = PackWriter(kind, repository.key)
     writer.add(blob_id, plaintext)
     finished = writer.finish()
-    repository.save_pack(finished)
+    repository.save_pack(finished.entry, finished.data)
     repository.save_index([finished.entry])
     return blob_id

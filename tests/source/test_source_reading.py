@@ -54,9 +54,7 @@ def test_paths_longer_than_the_kernel_takes_are_read(tmp_path: Path) -> None:
         below_opened = opened.directory(name)
         opened.close()
         opened = below_opened
-    file = opened.file(b"leaf")
-    assert file.read_small(10) == b""
-    file.close()
+    assert opened.read_small(b"leaf", 10).data == b""
     opened.close()
 
 
@@ -95,9 +93,12 @@ def test_reading_leaves_the_access_time_alone(tmp_path: Path) -> None:
     opened = OpenDirectory.at(os.fsencode(tmp_path))
     opened.list()
     file = opened.file(b"file")
-    assert file.read_small(100) == b"content"
+    buffer = bytearray(100)
+    assert file.read_into(memoryview(buffer), 0) == 7
     assert not file.changed()
     file.close()
+    small = opened.read_small(b"file", 100)
+    assert (small.data, small.changed) == (b"content", False)
     opened.close()
     assert (path.stat().st_atime_ns, tmp_path.stat().st_atime_ns) == (1, 3)
 
@@ -122,14 +123,100 @@ def test_a_file_longer_than_it_said_is_not_cut_short(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"12345")
     opened = OpenDirectory.at(os.fsencode(tmp_path))
+
+    def grow(status: os.stat_result) -> bool:
+        assert status.st_size == 5
+        with path.open("ab") as stream:
+            stream.write(b"6789")
+        return True
+
+    small = opened.read_small(b"file", 100, grow)
+    assert (small.data, small.changed, small.stat.st_size) == (b"123456789", True, 5)
+    path.write_bytes(b"12345")
+    assert opened.read_small(b"file", 8, grow).data is None
     file = opened.file(b"file")
     with path.open("ab") as stream:
-        stream.write(b"6789")
-    assert file.read_small(100) == b"123456789"
+        stream.write(b"!")
+    buffer = bytearray(100)
+    assert bytes(buffer[: file.read_into(memoryview(buffer), 3)]) == b"456789!"
     assert file.changed()
     file.close()
+    opened.close()
+
+
+def test_a_file_shorter_than_it_said_ends_where_it_ends(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    opened = OpenDirectory.at(os.fsencode(tmp_path))
+
+    def shrink(_: os.stat_result) -> bool:
+        os.truncate(path, 3)
+        return True
+
+    small = opened.read_small(b"file", 100, shrink)
+    assert (small.data, small.changed) == (b"123", True)
+    opened.close()
+
+
+def test_a_small_file_that_is_not_wanted_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    opened = OpenDirectory.at(os.fsencode(tmp_path))
+    monkeypatch.setattr(os, "read", None)  # reading would be a TypeError
+    for limit, wanted in ((100, False), (4, True)):
+        small = opened.read_small(b"file", limit, lambda _, wanted=wanted: wanted)  # type: ignore[misc]
+        assert (small.data, small.changed, small.stat.st_size) == (None, False, 5)
+    monkeypatch.undo()
+    assert opened.read_small(b"file", 5).data == b"12345"
+    opened.close()
+
+
+def test_a_file_that_the_kernel_hands_out_in_pieces_is_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"0123456789")
+    opened = OpenDirectory.at(os.fsencode(tmp_path))
     file = opened.file(b"file")
-    assert file.read_small(8) is None
+    read, preadv = os.read, os.preadv
+    monkeypatch.setattr(os, "read", lambda descriptor, count: read(descriptor, min(count, 3)))
+    monkeypatch.setattr(os, "preadv", lambda descriptor, parts, at: preadv(descriptor, [parts[0][:3]], at))
+    small = opened.read_small(b"file", 10)
+    assert (small.data, small.changed) == (b"0123456789", False)
+    buffer = bytearray(8)
+    assert file.read_into(memoryview(buffer), 1) == 8
+    assert buffer == b"12345678"
+    monkeypatch.undo()
+    file.close()
+    opened.close()
+
+
+def test_a_small_file_is_never_a_link_a_fifo_or_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "target").write_bytes(b"secret")
+    (tmp_path / "link").symlink_to("target")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    opened = OpenDirectory.at(os.fsencode(tmp_path))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for name in (b"link", b"folder", b"fifo", b"nothing"):
+        with pytest.raises(EntryUnreadable):
+            opened.read_small(name, 100)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    opened.close()
+
+
+def test_holes_are_found_where_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with path.open("wb") as stream:
+        stream.truncate(4 << 20)
+        stream.seek(1 << 20)
+        stream.write(b"island")
+    opened = OpenDirectory.at(os.fsencode(tmp_path))
+    file = opened.file(b"file")
+    assert file.may_have_holes
+    assert (file.next_data(0), file.next_hole(0)) == (1 << 20, 0)
+    assert 1 << 20 < file.next_hole(1 << 20) <= (1 << 20) + (1 << 16)  # a block of the file system
+    assert file.next_data(2 << 20) == file.next_hole(9 << 20) - (5 << 20) == 4 << 20  # there are none: the end
+    os.truncate(path, 1 << 19)
+    assert file.next_data(2 << 20) == 2 << 20  # not before what was asked
     file.close()
     opened.close()
 

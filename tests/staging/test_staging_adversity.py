@@ -19,11 +19,11 @@ from diskprep import clock
 from diskprep.errors import Locked, NotBuilt, StorageUnavailable, UsageError
 from diskprep.repository import lock as locks
 from diskprep.repository import pack
-from diskprep.repository.pack import FinishedPack
+from diskprep.repository.pack import PackEntry
 from diskprep.repository.repository import Repository
 from diskprep.source import Item, OpenDirectory
 from diskprep.staging import walker
-from diskprep.staging.dispatch import Manpower
+from diskprep.staging.dispatch import Dispatcher, Manpower
 from diskprep.staging.writer import BackupOptions
 
 
@@ -70,7 +70,7 @@ def test_a_directory_replaced_while_it_was_closed_is_told(
 ) -> None:
     monkeypatch.setattr(walker, "OPEN_DIRECTORIES", 2)
     make_deep(tmp_path / "deep", 6)
-    listed = OpenDirectory.list
+    listed, collect = OpenDirectory.list, Dispatcher.collect
 
     def swap(self: OpenDirectory) -> list[Item]:
         items = listed(self)
@@ -82,6 +82,8 @@ def test_a_directory_replaced_while_it_was_closed_is_told(
 
     with monkeypatch.context() as patch:
         patch.setattr(OpenDirectory, "list", swap)
+        # What a worker still uses stays open, so every batch is waited for before the walk goes on.
+        patch.setattr(Dispatcher, "collect", lambda self, *, wait: collect(self, wait=True))
         result = run(repository, tmp_path / "deep", options=BackupOptions(manpower=Manpower(threads=1, processes=1)))
     assert result.unreadable
     assert {reason for _, reason in result.unreadable} <= {
@@ -162,8 +164,8 @@ def test_a_backup_that_stalled_writes_no_snapshot(
     root = make_tree(tmp_path / "tree", megabytes=4)
     really, save = clock.now, repository.save_pack
 
-    def save_pack(finished: FinishedPack) -> None:
-        save(finished)
+    def save_pack(entry: PackEntry, data: memoryview) -> None:
+        save(entry, data)
         monkeypatch.setattr(clock, "now", lambda: really() + timedelta(hours=1))
 
     monkeypatch.setattr(repository, "save_pack", save_pack)

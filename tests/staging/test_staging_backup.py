@@ -16,8 +16,7 @@ from diskprep.errors import Interrupted, Locked, StorageFull
 from diskprep.events import Event, Progress
 from diskprep.repository.chunker import Chunker
 from diskprep.repository.index import BlobKind
-from diskprep.repository.pack import object_name, verify_pack
-from diskprep.repository.packwriter import FinishedPack
+from diskprep.repository.pack import PackEntry, object_name, verify_pack
 from diskprep.repository.repository import Repository
 from diskprep.repository.tree import Node, NodeType
 from diskprep.source import Source
@@ -202,12 +201,13 @@ def test_a_file_whose_chunks_are_lost_is_read_again(tmp_path: Path, repository: 
     first = run(repository, root)
     kind = BlobKind.DATA if lost == "pack of a file" else BlobKind.TREE
     base = repository.snapshot(first.snapshot)
+    kept = [entry for entry in repository.index.packs.values() if entry.kind is not kind]
+    assert kept
     for item in list(repository.store.list("index/")):
         repository.store.delete(item.name)
-    packs = repository.index.packs
-    repository._index = None
-    repository.save_index([entry for entry in packs.values() if entry.kind is not kind])
-    repository.reload_index()
+    repository.forget_index()
+    repository.save_index(kept)
+    assert list(repository.index.packs) == [entry.pack for entry in kept]
     again = run(repository, root, base=base)
     # An empty file has no chunk to lose, and of equal files it is enough to read one.
     assert again.files_unmodified <= (4 if kind is BlobKind.DATA else 0)
@@ -232,15 +232,15 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_complete(
             raise PermissionError(13, "Permission denied")
         return open_really(path, flags, *args, **more)  # type: ignore[arg-type]
 
-    readv_really = os.readv
+    preadv_really = os.preadv
 
-    def readv(descriptor: int, buffers: object) -> int:
+    def preadv(descriptor: int, buffers: object, offset: int) -> int:
         if Path(f"/proc/self/fd/{descriptor}").readlink().name == "long":
             raise OSError(5, "Input/output error")
-        return readv_really(descriptor, buffers)  # type: ignore[arg-type]
+        return preadv_really(descriptor, buffers, offset)  # type: ignore[arg-type]
 
     monkeypatch.setattr(os, "open", open_)
-    monkeypatch.setattr(os, "readv", readv)
+    monkeypatch.setattr(os, "preadv", preadv)
     result = run(repository, root)
     monkeypatch.undo()
     assert result.unreadable == (
@@ -292,17 +292,17 @@ def test_a_backup_that_ends_early_leaves_a_whole_repository_without_a_snapshot(
     tmp_path: Path, repository: Repository, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     root = make_tree(tmp_path / "tree", megabytes=6)
-    save, written = repository.save_pack, []
+    save, written = repository.save_pack, list[str]()
 
-    def save_pack(finished: FinishedPack) -> None:
+    def save_pack(entry: PackEntry, data: memoryview) -> None:
         if len(written) == 2:
             raise error
-        written.append(finished.entry.pack)
-        save(finished)
+        written.append(entry.pack)
+        save(entry, data)
 
     monkeypatch.setattr(repository, "save_pack", save_pack)
     with pytest.raises(type(error)):
-        run(repository, root, options=BackupOptions(pack_size_bytes=MIB, manpower=Manpower(threads=1, processes=1)))
+        run(repository, root, options=BackupOptions(pack_size_bytes=MIB, manpower=Manpower(threads=1, processes=0)))
     monkeypatch.undo()
     assert repository.snapshots() == []
     assert list(repository.store.list("locks/")) == []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import multiprocessing
 import os
 import random
 import signal
@@ -224,20 +226,21 @@ def test_a_key_without_a_config_is_of_no_repository(
     assert len(list((staging.repository / "keys").iterdir())) == 1
 
 
+@pytest.mark.parametrize("limit", [3, 6, 9, 11])
 def test_a_full_file_system_is_refused_at_once_and_later_fails_cleanly(
-    staging: Staging, run: Run, monkeypatch: pytest.MonkeyPatch
+    staging: Staging, run: Run, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(StorageFull):
         run()
     assert list(staging.repository.glob("data/*/*")) == []
     monkeypatch.undo()
-    write, count = os.write, 0
+    write, count = os.write, multiprocessing.get_context("fork").Value("i")  # of all processes together
 
     def full(descriptor: int, data: Any) -> int:
-        nonlocal count
-        count += 1
-        if count > 40:
+        with count.get_lock():
+            count.value += 1
+        if count.value > limit:
             write(descriptor, data[:100])
             raise OSError(28, "No space left on device")
         return write(descriptor, data)
@@ -246,6 +249,7 @@ def test_a_full_file_system_is_refused_at_once_and_later_fails_cleanly(
     with pytest.raises(StorageFull):
         run()
     monkeypatch.undo()
+    assert count.value > limit
     assert not staging.seal_file.exists()
     assert not list(staging.repository.rglob(".tmp-*"))
     check(staging, run())
@@ -262,9 +266,9 @@ def test_after_a_kill_the_same_command_finishes_and_keeps_what_was_stored(
         "import os, sys, time\n"
         "from diskprep.repository import repository as r\n"
         "save, done = r.Repository.save_pack, []\n"
-        "def slow(self, pack):\n"
+        "def slow(self, *pack):\n"
         f"    if len(done) >= {packs}: os.write(1, b'now\\n'); time.sleep(60)\n"
-        "    save(self, pack); done.append(1)\n"
+        "    save(self, *pack); done.append(1)\n"
         "r.Repository.save_pack = slow\n"
         "sys.path.insert(0, sys.argv[3])\n"
         "import test_staging_stage as t\n"
@@ -276,12 +280,15 @@ def test_after_a_kill_the_same_command_finishes_and_keeps_what_was_stored(
         [sys.executable, "-c", code, staging.root, tree, here],
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(here.parent)},
+        start_new_session=True,
     )
     assert child.stdout is not None
     assert child.stdout.readline() == b"now\n"
-    child.send_signal(signal.SIGKILL)
+    os.killpg(child.pid, signal.SIGKILL)  # with its workers, as when the computer fails
     child.wait(10)
     child.stdout.close()
+    with (staging.root / "stage.lock").open("rb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)  # which the last worker had, too
     torn = staging.repository / "data" / "00" / ".tmp-torn"
     torn.write_bytes(b"torn")
     bad = staging.repository / "data" / "11" / ("11" * 32)

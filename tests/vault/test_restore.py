@@ -15,7 +15,8 @@ from diskprep import clock
 from diskprep.compare import differences, fingerprint
 from diskprep.errors import DataDamaged, NotFound, StorageFull, UsageError
 from diskprep.events import silent
-from diskprep.repository.pack import BlobKind, PackEntry, PackWriter
+from diskprep.repository.pack import BlobKind, PackEntry
+from diskprep.repository.packwriter import PackWriter
 from diskprep.repository.repository import Repository, create
 from diskprep.repository.snapshot import Snapshot
 from diskprep.repository.tree import Node, NodeType, encode_tree, go_mode
@@ -136,7 +137,7 @@ class Forge:
         blob_id = hashlib.sha256(plaintext).digest()
         writer.add(blob_id, plaintext)
         finished = writer.finish()
-        self.repository.save_pack(finished)
+        self.repository.save_pack(finished.entry, finished.data)
         self._entries.append(finished.entry)
         return blob_id
 
