@@ -36,7 +36,8 @@ class BlobSet:
 
     def __init__(self, expected_ids: int, scratch: Path | None = None) -> None:
         """`scratch`: a directory for a file of `table_bytes(expected_ids)` that the table is kept in, so that it need
-        not stay in memory; the file has no name and ends with the processes. Raises NotFound, StorageFull, StorageUnavailable."""
+        not stay in memory; the file has no name and ends with the processes. Raises NotFound, StorageFull,
+        StorageUnavailable."""
         size_bytes = table_bytes(expected_ids)
         self._slots = size_bytes // ID_BYTES
         if scratch is None:
