@@ -20,6 +20,8 @@ from diskprep.errors import DataDamaged, DiskprepError, NotFound, StorageFull, S
 Buffer = bytes | bytearray | memoryview
 
 TEMPORARY_PREFIX = ".tmp-"
+_NOT_SUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+_AWAY = (errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT)
 
 
 def storage_error(error: OSError, doing: str) -> DiskprepError:
@@ -28,7 +30,16 @@ def storage_error(error: OSError, doing: str) -> DiskprepError:
         return StorageFull(f"cannot {doing}: {error.strerror}", hint="make room, then give the same command again")
     if error.errno == errno.ENOENT:
         return NotFound(f"cannot {doing}: {error.strerror}")
-    return StorageUnavailable(f"cannot {doing}: {error.strerror or error}")
+    hint = "see that the disk or share is there and well, then give the same command again"
+    return StorageUnavailable(f"cannot {doing}: {error.strerror or error}", hint=hint if error.errno in _AWAY else "")
+
+
+def exists(path: Path) -> bool:
+    """Whether there is something at `path`. Raises StorageUnavailable where that cannot be told."""
+    try:
+        return path.exists()
+    except OSError as error:
+        raise storage_error(error, f"look at {path}") from error
 
 
 def fsync_directory(path: Path) -> None:
@@ -37,10 +48,21 @@ def fsync_directory(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems cannot sync a directory; they have nothing to sync
+        if error.errno not in _NOT_SUPPORTED:  # some network file systems have nothing to sync, and say so
             raise
     finally:
         os.close(descriptor)
+
+
+def set_mode(descriptor: int, mode: int) -> None:
+    """Give an open file its mode, where the file system has modes. Raises OSError."""
+    try:
+        os.fchmod(descriptor, mode)
+    except PermissionError:  # a share that has them and lets nobody change them
+        return
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
 
 
 def write_all(descriptor: int, parts: Iterable[Buffer]) -> None:
@@ -64,8 +86,7 @@ def write_file(path: Path, data: Buffer | Iterable[Buffer], *, mode: int = 0o600
             try:
                 write_all(descriptor, parts)
                 if mode != 0o600:
-                    with contextlib.suppress(PermissionError):  # shares without modes
-                        os.fchmod(descriptor, mode)
+                    set_mode(descriptor, mode)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -87,8 +108,7 @@ def move_file(source: Path, target: Path, *, mode: int) -> None:
     try:
         descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            with contextlib.suppress(PermissionError):  # shares without modes
-                os.fchmod(descriptor, mode)
+            set_mode(descriptor, mode)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -102,10 +122,10 @@ def make_directory(path: Path, *, mode: int = 0o700) -> None:
     """Create `path` and its missing parents, durably; an existing directory is left as it is."""
     missing = []
     step = path
-    while not step.is_dir():
-        missing.append(step)
-        step = step.parent
     try:
+        while not step.is_dir():
+            missing.append(step)
+            step = step.parent
         for directory in reversed(missing):
             directory.mkdir(mode=mode, exist_ok=True)
             fsync_directory(directory.parent)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from diskprep import durable
 from diskprep.cli import backing, estimating, inputs, output, selecting, viewing
 from diskprep.events import Note
 from diskprep.secrets import check_new_passphrase
@@ -58,7 +59,7 @@ def stage(
     The same command again goes on where the last one was cut off.
     """
     place = parse_staging(staging)
-    new, sealed = not place.seed_file.exists(), place.seal_file.exists()
+    new, sealed = not durable.exists(place.seed_file), durable.exists(place.seal_file)
     wanted = backing.sources(sources)
     options = stager.own_exclusions(
         place,

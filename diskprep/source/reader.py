@@ -109,7 +109,7 @@ class OpenFile:
             with _TRANSLATION:
                 if error.errno == errno.ENXIO:
                     return max(offset, os.fstat(self._descriptor).st_size)
-                if error.errno == errno.EINVAL:
+                if error.errno in (errno.EINVAL, *_NOT_SUPPORTED):
                     return offset if whence == os.SEEK_DATA else max(offset, os.fstat(self._descriptor).st_size)
                 raise
 

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from diskprep import clock, durable, escrow
-from diskprep.errors import DataDamaged, JobConflict, Locked, StorageFull
+from diskprep.errors import DataDamaged, JobConflict, Locked, StorageFull, StorageUnavailable, UsageError
 from diskprep.events import Emit, Note, silent
 from diskprep.repository.chunker import preload
 from diskprep.repository.keys import DEFAULT_COST, ScryptCost
@@ -79,7 +79,7 @@ def stage(
     Raises JobConflict when the staging belongs to another trip, Locked when somebody else is at it, StorageFull,
     WrongPassphrase, and what `backup` raises.
     """
-    if not staging.seal_file.exists():
+    if not durable.exists(staging.seal_file):
         check_sources(sources)
     wanted = Seed(
         job_name=job_name,
@@ -166,7 +166,8 @@ def _only_process(staging: Staging) -> Iterator[None]:
             ) from None
         yield
     finally:
-        os.close(descriptor)
+        with contextlib.suppress(OSError):  # of a share that is gone, which is told already
+            os.close(descriptor)
 
 
 def _refuse_other_trip(found: Seed, wanted: Seed, staging: Staging) -> None:
@@ -218,11 +219,12 @@ def _make_layout(staging: Staging) -> None:
 
 def _tidy(staging: Staging, repository: Repository, emit: Emit) -> None:
     """After a run that was cut off: remove half-written files and damaged packs, take in packs that no index names."""
+    name = f"{durable.TEMPORARY_PREFIX}*"
     try:
-        for path in staging.repository.rglob(f"{durable.TEMPORARY_PREFIX}*"):
+        for path in (*staging.root.glob(name), *staging.escrow.glob(name), *staging.repository.rglob(name)):
             path.unlink()
     except OSError as error:
-        raise durable.storage_error(error, f"remove half-written files in {staging.repository}") from error
+        raise durable.storage_error(error, f"remove half-written files in {staging.root}") from error
     _drop_damaged(staging, repository, emit)
     known = repository.pack_summaries()
     orphans = [item for item in _packs(repository) if _base_name(item) not in known]
@@ -290,8 +292,17 @@ def _adopt(repository: Repository, item: StoredObject) -> PackEntry | None:
 
 
 def own_exclusions(staging: Staging, sources: Sequence[Source], options: BackupOptions) -> BackupOptions:
-    """`options` that leave out the staging itself, where it lies in a source. Raises StorageUnavailable."""
+    """`options` that leave out the staging itself, where it lies in a source. Raises UsageError when a source lies in
+    the staging, StorageUnavailable."""
     own = {os.fsencode(path) for path in (staging.root, staging.root.resolve())}
+    for source in sources:
+        folder, _, name = source.path.rpartition(b"/")
+        found = (source.path, os.path.realpath(folder or b"/").rstrip(b"/") + b"/" + name)
+        if any(_is_inside(path, place) for path in found for place in own):
+            raise UsageError(
+                f"the source {display(source.path)} lies inside the staging that the backup is written to",
+                hint="name a folder of its own as the staging",
+            )
     inside = {path for path in own if any(_is_inside(path, source.path) for source in sources)}
     identities = identity_of(staging.root) if staging.root.exists() else frozenset()
     return replace(
@@ -328,6 +339,11 @@ def _seal(staging: Staging, repository: Repository, snapshot: str) -> Seal:
     ]
     present = {file.name for file in files}
     missing = [name for name in packs if f"data/{name[:2]}/{name}" not in present]
+    if missing and repository.store.stat("config") is None:
+        raise StorageUnavailable(
+            f"{staging.repository} is gone: a disk or share was unmounted",
+            hint="mount it again, then give the same command again",
+        )
     if missing:
         raise DataDamaged(f"{len(missing)} packs are gone from {staging.repository}, the first is {missing[0]}")
     seed = load_seed(staging)

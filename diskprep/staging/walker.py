@@ -220,7 +220,10 @@ class Walker:
             self._books.unreadable(directory.path, f"its entries are missing: {error.message}")
             return []
         if self._exclude:
-            items = [item for item in items if directory.path_of(item.name) not in self._exclude]
+            own = {item.name for item in items if directory.path_of(item.name) in self._exclude}
+            for name in own:
+                self._note_own(directory.path_of(name))
+            items = [item for item in items if item.name not in own]
         kept, selection = items, self._selection
         if selection.has_patterns:
             leaves_out, path_of = selection.leaves_out, directory.path_of
@@ -236,8 +239,11 @@ class Walker:
     def _leave_out(self, path: bytes, visit: _Visit) -> None:
         if visit.location is not None:
             raise UsageError(f"the source {display(path)} is the place that the backup is written to")
-        self._books.note(f"{display(path)} is left out: the backup is written there")
+        self._note_own(path)
         self._settle(visit.parent)
+
+    def _note_own(self, path: bytes) -> None:
+        self._books.note(f"{display(path)} is left out: the backup is written there")
 
     def _keep_open(self, directory: Directory, opened: OpenDirectory) -> None:
         """Enter a directory as open, and close those that have been idle longest when there are too many."""

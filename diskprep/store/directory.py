@@ -26,7 +26,7 @@ from pathlib import Path
 
 from diskprep import clock, durable
 from diskprep.durable import Buffer
-from diskprep.errors import DataDamaged, NotFound, NotSignedIn
+from diskprep.errors import DataDamaged, NotFound, NotSignedIn, StorageUnavailable
 from diskprep.secrets import Secret
 from diskprep.store import BlobStore, Store, StoredObject, check_name
 
@@ -40,6 +40,7 @@ class DirectoryStore:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._device: int | None = None  # of the file system that the first object was written to
         self._staged: dict[str, _Staged] = {}
         self._lock = threading.Lock()
 
@@ -103,8 +104,13 @@ class DirectoryStore:
 
     def write(self, name: str, parts: Sequence[Buffer]) -> None:
         path = self._root / check_name(name)
+        self._stay_in_place()
         durable.make_directory(path.parent)
-        durable.write_file(path, parts, mode=0o400)
+        try:
+            durable.write_file(path, parts, mode=0o400)
+        except NotFound:  # the directory that was there a moment ago
+            self._stay_in_place()
+            raise
 
     def delete(self, name: str) -> None:
         path = self._root / check_name(name)
@@ -167,7 +173,7 @@ class DirectoryStore:
             with origin.open("rb") as reader, temporary.open("wb") as writer:
                 while os.copy_file_range(reader.fileno(), writer.fileno(), _COPY_BYTES):
                     pass
-                os.fchmod(writer.fileno(), 0o400)
+                durable.set_mode(writer.fileno(), 0o400)
                 os.fsync(writer.fileno())
             temporary.replace(path)
             durable.fsync_directory(path.parent)
@@ -178,6 +184,25 @@ class DirectoryStore:
                 return False
             raise durable.storage_error(error, f"copy {name} from {source.root} to {self._root}") from error
         return True
+
+    def _stay_in_place(self) -> None:
+        """Raise StorageUnavailable when the root is no longer on the file system that it was on: what is written then
+        would fill the one below the mount point, and be hidden there later."""
+        if self._device is None:
+            durable.make_directory(self._root)
+        try:
+            device = self._root.stat().st_dev
+        except FileNotFoundError:
+            device = -1
+        except OSError as error:
+            raise durable.storage_error(error, f"look at {self._root}") from error
+        if self._device is None:
+            self._device = device
+        if device != self._device:
+            raise StorageUnavailable(
+                f"{self._root} is gone, or on another file system than before: a disk or share was unmounted",
+                hint="mount it again, then give the same command again",
+            )
 
     def _aside(self, name: str) -> Path:
         return self._root / _BLOCKS / hashlib.sha256(check_name(name).encode()).hexdigest()
