@@ -22,10 +22,11 @@ def main() -> NoReturn:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # asks for a status line, and must not end what has none yet
     interrupts.install()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # memory holds keys
-    # The application pulls in the stages; it is loaded here so that importing this package costs nothing.
-    application = importlib.import_module("diskprep.cli.application")
-    output = importlib.import_module("diskprep.cli.output")
     try:
+        # The application pulls in the stages; it is loaded here so that importing this package costs nothing.
+        with interrupts.held():
+            output = importlib.import_module("diskprep.cli.output")
+            application = importlib.import_module("diskprep.cli.application")
         code = application.run(sys.argv[1:])
         sys.stdout.flush()
     except DiskprepError as error:

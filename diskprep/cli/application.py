@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from diskprep import __version__
+from diskprep import __version__, interrupts
 from diskprep.errors import UsageError
 
 #: word on the command line -> module of this package, and what of it: a command, or the group `app`; in help's order
@@ -34,7 +34,8 @@ def run(arguments: list[str]) -> int:
     if asked == "--version":
         print(f"diskprep {__version__}")
         return 0
-    application = build([asked] if asked in COMMANDS else COMMANDS)
+    with interrupts.held():  # an import that is broken off can leave a library half there
+        application = build([asked] if asked in COMMANDS else COMMANDS)
     command = typer.main.get_command(application)
     try:  # not the library's own main: it would turn interrupts and errors of output into exit codes of its own
         with command.make_context("diskprep", arguments) as context:

@@ -17,7 +17,7 @@ from diskprep.durable import storage_error
 
 ID_BYTES = 32
 #: slots for each id that is expected; a fuller table is slower
-SPARE = 1.45
+SPARE = 1.25
 _EMPTY = bytes(ID_BYTES)
 _LONGEST_PROBE = 256
 _MIN_SLOTS = 1 << 14

@@ -43,7 +43,7 @@ class Known:
 
 
 def load_known(repository: Repository, *, new_data: int, new_trees: int, scratch: Path | None = None) -> Known:
-    """Read the index files, one at a time, with room for as many new blobs as are expected. Memory: about 46 bytes a
+    """Read the index files, one at a time, with room for as many new blobs as are expected. Memory: about 40 bytes a
     blob, and 48 a tree. Raises DataDamaged, StorageFull."""
     stored = repository.count_index_bytes() // codec.INDEX_BLOB_BYTES
     sets = {

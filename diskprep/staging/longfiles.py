@@ -24,7 +24,7 @@ from diskprep.staging.cutting import Cutter, LateCutter
 from diskprep.staging.dispatch import Dispatcher
 
 _BUFFER_BYTES = 2 * MAX_BYTES
-_BUFFERS = 4
+_BUFFERS = 3
 _READ_BYTES = 2 << 20  # at once, so that it is cut while it is in the processor's cache
 _HOLE_BYTES = 2 << 20  # shorter holes are read
 

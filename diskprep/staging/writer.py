@@ -3,7 +3,7 @@
 Write order: packs, then the index files that name them, then the snapshot. Whatever interrupts it leaves a repository
 that is whole, without the new snapshot; packs that no index names yet are dead weight that a later run adopts.
 
-Memory, of all processes together: about 250 MB, 46 bytes a blob of the repository and of what is new, 48 a directory,
+Memory, of all processes together: 250 to 600 MB, 40 bytes a blob of the repository and of what is new, 48 a directory,
 and the listings of the directories on the path that is being worked on (400 bytes an entry).
 """
 
