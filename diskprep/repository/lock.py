@@ -299,8 +299,11 @@ def locked(directory: LockDirectory, *, exclusive: bool, tolerate_holds: bool = 
     lock = Lock(directory, exclusive=exclusive, tolerate_holds=tolerate_holds)
     try:
         yield lock
-    finally:
-        lock.release()
+    except BaseException:
+        with contextlib.suppress(DiskprepError):  # what went wrong first says more
+            lock.release()
+        raise
+    lock.release()
 
 
 def _is_alive(pid: int) -> bool:

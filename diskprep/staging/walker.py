@@ -168,9 +168,11 @@ class Walker:
             folder, _, name = location.rpartition(b"/")
             opened = OpenDirectory.at(folder or b"/", follow=True)
             above.held.append(opened)
-            regular = stat.S_ISREG(describe(location).stat.st_mode)
+            mode = describe(location).stat.st_mode
+            if stat.S_ISLNK(mode):
+                self._books.note(f"the source {display(source.path)} is a symlink: the link is stored, not its target")
             # The entry may be read under another name than the tree shows.
-            item = BatchItem(name, source.components[-1], regular)
+            item = BatchItem(name, source.components[-1], stat.S_ISREG(mode))
             above.users += 1
             self._batches.append(_Ready(above, opened, (item,)))
 

@@ -13,7 +13,7 @@ import pytest
 from support import make_tree
 
 from diskprep.errors import Interrupted, Locked, StorageFull
-from diskprep.events import Event, Progress
+from diskprep.events import Event, Note, Progress
 from diskprep.repository.chunker import Chunker
 from diskprep.repository.index import BlobKind
 from diskprep.repository.pack import PackEntry, object_name, verify_pack
@@ -350,3 +350,15 @@ def test_long_files_are_cut_the_same_whatever_the_buffers(tmp_path: Path, reposi
     ends = Chunker(repository.polynomial).split(data)
     expected = [hashlib.sha256(data[a:b]).digest() for a, b in zip([0, *ends], ends, strict=False)]
     assert list(node.content or ()) == expected
+
+
+def test_a_source_that_is_a_symlink_is_stored_as_the_link_and_that_is_told(
+    tmp_path: Path, repository: Repository
+) -> None:
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target/file").write_text("content")
+    (tmp_path / "link").symlink_to("target")
+    told: list[Event] = []
+    result = run(repository, tmp_path / "link", emit=told.append)
+    assert result.files == 0
+    assert any(isinstance(event, Note) and "the link is stored, not its target" in event.text for event in told)
