@@ -56,6 +56,17 @@ def need_root() -> None:
         pytest.skip("needs root")
 
 
+def need_mounts(path: Path) -> None:
+    """Skip, or fail in CI, where the mount that holds `path` cannot be seen: in a chroot."""
+    device = path.stat().st_dev
+    seen = [line.split(" ")[2] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    if f"{os.major(device)}:{os.minor(device)}" not in seen:
+        reason = "the mounts of this computer cannot be seen (in a chroot they never can)"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
 def plain_user() -> tuple[str, ...]:
     """What a command is prefixed with to run as somebody without any capability, who still owns root's files."""
     need_root()

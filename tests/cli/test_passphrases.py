@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import diskprep, diskprep_json, need, run
+from support import diskprep, diskprep_json, need, need_mounts, run
 
 from diskprep import secrets
 from diskprep.errors import UsageError, WrongPassphrase
@@ -240,6 +240,7 @@ def test_a_file_that_others_can_read_is_warned_of(vault: Vault) -> None:
 
 
 def test_a_file_system_without_modes_is_not_warned_of(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    need_mounts(vault.old)
     vault.old.chmod(0o644)
     assert secrets.is_open_to_others(vault.old)
     kind = run("stat", "-f", "-c", "%T", vault.old).strip()
