@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from diskprep.errors import UsageError
 from diskprep.source import Source, display
@@ -25,9 +25,10 @@ class Choice:
     they cannot change or are the kernel's memory. `refused`: why there is no snapshot; then nothing is to be done."""
 
     kind: ViewKind
-    places: tuple[Place, ...]
-    by_kind: dict[ViewKind, tuple[Place, ...]]
-    as_they_are: tuple[Place, ...]
+    sources: tuple[Source, ...]
+    places: tuple[Place, ...] = ()
+    by_kind: dict[ViewKind, tuple[Place, ...]] = field(default_factory=dict)
+    as_they_are: tuple[Place, ...] = ()
     refused: str = ""
 
 
@@ -62,8 +63,9 @@ def find_places(sources: Sequence[Source], *, exclude: Collection[bytes], one_fi
 
 def choose(kind: ViewKind, places: Sequence[Place]) -> Choice:
     """What `kind` means for these places. Raises UsageError when it is not possible; AUTO then becomes NONE."""
-    if kind in (ViewKind.NONE, ViewKind.FREEZE):
-        return Choice(kind=kind, places=tuple(places), by_kind={}, as_they_are=())
+    sources = tuple(dict.fromkeys(place.source for place in places))
+    if kind is ViewKind.FREEZE:
+        return Choice(kind=kind, sources=sources, places=tuple(places))
     allowed = tuple(_SNAPSHOT_KINDS) if kind is ViewKind.AUTO else (kind,)
     by_kind: dict[ViewKind, tuple[Place, ...]] = {}
     as_they_are: list[Place] = []
@@ -86,8 +88,8 @@ def choose(kind: ViewKind, places: Sequence[Place]) -> Choice:
             hint="leave these out of the backup, or use --snapshot auto or none" if impossible else "run as root",
         )
     if refused:
-        return Choice(kind=ViewKind.NONE, places=tuple(places), by_kind={}, as_they_are=(), refused=refused)
-    return Choice(kind=kind, places=tuple(places), by_kind=by_kind, as_they_are=tuple(as_they_are))
+        return Choice(kind=ViewKind.NONE, sources=sources, places=tuple(places), refused=refused)
+    return Choice(kind=kind, sources=sources, places=tuple(places), by_kind=by_kind, as_they_are=tuple(as_they_are))
 
 
 def original(place: Place, at: bytes) -> bytes:

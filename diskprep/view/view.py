@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diskprep import clock, interrupts
-from diskprep.errors import DiskprepError, SourceIncomplete, UsageError
+from diskprep.errors import DiskprepError, SourceIncomplete, StorageUnavailable, UsageError
 from diskprep.events import Emit, Note, silent
 from diskprep.source import Source, check_sources, display
 from diskprep.view import freeze
@@ -80,8 +80,8 @@ def consistent_view(
     """
     check_sources(sources)
     run = HookRun(hooks)
-    find = _Finder(tuple(sources), tuple(exclude), one_file_system)
-    choice = choose(kind, find.places())
+    find = _Finder(tuple(dict.fromkeys(sources)), tuple(exclude), one_file_system)
+    choice = find.choice(kind)
     kept = tuple(os.fsencode(path.absolute()) for path in writes_to)
     if choice.kind is ViewKind.FREEZE:
         _to_freeze(choice, kept)
@@ -89,7 +89,7 @@ def consistent_view(
     try:
         run.pre()
         if run.has_pre:
-            choice = choose(kind, find.places())  # it may have mounted something, or made a subvolume
+            choice = find.choice(kind)  # it may have mounted something, or made a subvolume
         if choice.refused:
             emit(Note(stage=STAGE, text=f"{choice.refused}; the files are read as they are, while they may change"))
         opened: AbstractContextManager[View]
@@ -112,8 +112,17 @@ class _Finder:
     exclude: tuple[bytes, ...]
     one_file_system: bool
 
-    def places(self) -> tuple[Place, ...]:
-        return find_places(self.sources, exclude=self.exclude, one_file_system=self.one_file_system)
+    def choice(self, kind: ViewKind) -> Choice:
+        """NONE looks at no mount; AUTO does without a snapshot where none can be seen: in a chroot or a container."""
+        if kind is ViewKind.NONE:
+            return Choice(kind=kind, sources=self.sources)
+        try:
+            places = find_places(self.sources, exclude=self.exclude, one_file_system=self.one_file_system)
+        except StorageUnavailable as error:
+            if kind is not ViewKind.AUTO:
+                raise
+            return Choice(kind=ViewKind.NONE, sources=self.sources, refused=f"no snapshot is possible: {error.message}")
+        return choose(kind, places)
 
 
 def _settle_hooks(run: HookRun, *, failed: bool, emit: Emit) -> None:
@@ -131,7 +140,7 @@ def _plain(choice: Choice, run: HookRun) -> View:
     text = "none: files are read one after the other, while programs may write to them"
     if choice.places and all(place.mount.is_fixed for place in choice.places):
         text = "the file systems are read-only: nothing changes"
-    return View(sources=_sources(choice), kind=ViewKind.NONE, consistency=text + (_HOOK_TEXT if run.has_pre else ""))
+    return View(sources=choice.sources, kind=ViewKind.NONE, consistency=text + (_HOOK_TEXT if run.has_pre else ""))
 
 
 @contextmanager
@@ -143,7 +152,7 @@ def _frozen(choice: Choice, writes_to: Sequence[bytes], limit_s: float, run: Hoo
     with freeze.frozen([mount.point for mount in mounts], limit_s=limit_s) as held:
         emit(Note(stage=STAGE, text=f"{names}: frozen for at most {limit_s:.0f} s"))
         yield View(
-            sources=_sources(choice),
+            sources=choice.sources,
             kind=ViewKind.FREEZE,
             consistency=f"crash-consistent: {count} still while it is read" + (_HOOK_TEXT if run.has_pre else ""),
         )
@@ -219,7 +228,7 @@ def _assemble(choice: Choice, taken: _Taken, run: HookRun, emit: Emit) -> View:
     pieces += [Shown(place=place, at=place.at, location=place.at) for place in choice.as_they_are]
     _tell_as_they_are(choice.as_they_are, emit)
     found: list[Source] = []
-    for source in _sources(choice):
+    for source in choice.sources:
         own = sorted((piece for piece in pieces if piece.place.source == source), key=lambda piece: piece.at)
         first, *others = own
         location = first.location
@@ -266,7 +275,3 @@ def _to_freeze(choice: Choice, writes_to: Sequence[bytes]) -> list[Mount]:
         raise UsageError("--snapshot freeze: there is no file system to freeze", hint="use --snapshot none")
     freeze.refuse(mounts, writes_to)
     return freeze.freezing_order(mounts)
-
-
-def _sources(choice: Choice) -> tuple[Source, ...]:
-    return tuple(dict.fromkeys(place.source for place in choice.places))

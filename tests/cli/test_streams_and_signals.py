@@ -16,8 +16,9 @@ DISKPREP = (sys.executable, "-m", "diskprep")
 
 
 def start(source: Path, work: Path, *more: str) -> subprocess.Popen[str]:
+    """As a shell starts it: what was ignored for these tests (nohup ignores SIGHUP) is not inherited."""
     return subprocess.Popen(
-        [*DISKPREP, "rehearse", source, "--workdir", work, *more],
+        ["env", "--default-signal", *DISKPREP, "rehearse", source, "--workdir", work, *more],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

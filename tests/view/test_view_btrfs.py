@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import need, run
+from support import need, need_mounts, run
 
 from diskprep.errors import DiskprepError, UsageError
 from diskprep.events import Event, Note
@@ -310,6 +310,7 @@ def test_an_incremental_through_a_view_reads_no_file_again(
 def test_a_kind_that_is_not_possible_is_refused_and_auto_does_without(
     make_volume: MakeVolume, run_root: Path, tmp_path: Path
 ) -> None:
+    need_mounts(tmp_path)
     point = make_volume("btrfs")
     for kind in (ViewKind.BTRFS, ViewKind.LVM, ViewKind.ZFS):
         with (

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import need, run
+from support import need, need_mounts, run
 
 from diskprep import process
 from diskprep.errors import Locked, SourceIncomplete, UsageError
@@ -208,6 +208,7 @@ def test_one_that_is_already_frozen_stays_so_and_the_others_are_thawed(make_volu
 
 
 def test_what_this_process_writes_to_is_never_frozen(make_volume: MakeVolume, tmp_path: Path) -> None:
+    need_mounts(Path("/etc"))
     point = make_volume("ext4")
 
     def refusal(source: Path, **options: object) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import need, need_mounts, need_root, run
 
 from diskprep.errors import NotFound
 from diskprep.view import owner
@@ -36,6 +37,7 @@ def test_mountinfo_is_read_with_its_escapes() -> None:
 
 
 def test_the_mount_of_a_path_is_what_the_kernel_says(tmp_path: Path) -> None:
+    need_mounts(tmp_path)
     mounts = read_mounts()
     assert mount_of(b"/proc/self", mounts).fstype == "proc"
     assert mount_of(b"/", mounts).point == b"/"
@@ -44,6 +46,46 @@ def test_the_mount_of_a_path_is_what_the_kernel_says(tmp_path: Path) -> None:
     assert mount_id(os.fsencode(tmp_path / "nothing")) is None
     with pytest.raises(NotFound):
         mount_of(os.fsencode(tmp_path / "nothing"), mounts)
+
+
+_IN_CHROOT = """
+import sys
+from diskprep.source import Source
+from diskprep.view.model import ViewKind
+from diskprep.view.view import consistent_view
+for kind in (ViewKind.NONE, ViewKind.AUTO):
+    heard = []
+    with consistent_view([Source(b"/data")], kind=kind, emit=heard.append) as view:
+        print(view.kind, view.sources[0].location, *(note.text for note in heard))
+"""
+
+
+@pytest.mark.root
+def test_where_the_mounts_cannot_be_seen_files_are_read_as_they_are(tmp_path: Path) -> None:
+    need_root()
+    binds = [Path("/proc"), Path("/usr"), Path(sys.base_prefix), Path(sys.prefix), Path(__file__).parents[2]]
+    root = tmp_path / "root"
+    (root / "data").mkdir(parents=True)
+    for path in binds:
+        (root / path.relative_to("/")).mkdir(parents=True, exist_ok=True)
+    for path in (Path("/lib"), Path("/lib64"), Path("/bin"), Path("/sbin")):
+        if path.is_symlink():
+            (root / path.relative_to("/")).symlink_to(path.readlink())
+        elif path.is_dir():
+            (root / path.relative_to("/")).mkdir(exist_ok=True)
+            binds.append(path)
+    script = (
+        'set -e; r=$1; shift; while [ $1 != -- ]; do mount --rbind $1 $r$1; shift; done; shift; exec chroot $r "$@"'
+    )
+    said = run(
+        *(need("unshare"), "--mount", "sh", "-c", script, "sh", root, *binds, "--"),
+        *(sys.executable, "-c", _IN_CHROOT),
+    )
+    assert said.splitlines() == [
+        "none b'/data'",
+        "none b'/data' no snapshot is possible: cannot tell which file system '/data' is on; "
+        "the files are read as they are, while they may change",
+    ]
 
 
 def test_symlinks_on_the_way_are_resolved_and_the_last_one_is_not(tmp_path: Path) -> None:
