@@ -6,6 +6,8 @@ sync is final for the descriptor; a short read or write is an error.
 
 from __future__ import annotations
 
+import array
+import contextlib
 import errno
 import fcntl
 import os
@@ -18,13 +20,18 @@ from typing import Protocol, Self
 
 from diskprep import durable
 from diskprep.durable import Buffer
-from diskprep.errors import DiskFailed, Locked
+from diskprep.errors import DiskFailed, DiskprepError, Locked
 
 _BLKGETSIZE64 = 0x80081272
 _BLKSSZGET = 0x1268
 _BLKFLSBUF = 0x1261
 _BLKGETDISKSEQ = 0x80081280
 _BLKDISCARD = 0x1277
+_BLKPBSZGET = 0x127B
+_HDIO_GET_IDENTITY = 0x030D
+_SG_IO = 0x2285
+_SG_HEADER = "@iiBBHIPPPIIiPBBBBHHiII4x"  # struct sg_io_hdr
+_ATA_BYTES = 512
 
 
 class BlockDevice(Protocol):
@@ -91,6 +98,19 @@ class Device:
     def number(self) -> int:
         """The device number of a block device; 0 for an image."""
         return self._number
+
+    def ata_identity(self) -> bytes:
+        """512 bytes of ATA IDENTIFY DEVICE data, asked of the drive through this descriptor; none when it has none."""
+        return _ata_identity(self._descriptor) if self._block else b""
+
+    @property
+    def physical_sector_bytes(self) -> int:
+        if not self._block:
+            return self._sector
+        try:
+            return int(struct.unpack("I", fcntl.ioctl(self._descriptor, _BLKPBSZGET, b"\0" * 4))[0])
+        except OSError:
+            return self._sector
 
     @property
     def size_bytes(self) -> int:
@@ -250,3 +270,66 @@ def open_memory(size_bytes: int) -> Device:
     except OSError as error:
         raise durable.storage_error(error, "make an image in memory") from error
     return Device(Path(f"/proc/self/fd/{descriptor}"), descriptor)
+
+
+def ata_identity(path: Path) -> bytes:
+    """`Device.ata_identity` of the block device at `path`; none when it cannot be opened or is no ATA drive."""
+    try:
+        with open_for_reading(path) as opened:
+            return opened.ata_identity()
+    except (OSError, DiskprepError):
+        return b""
+
+
+def is_claimed(path: Path) -> bool:
+    """Whether an exclusive open of a block device fails because something holds it: a mount that no table shows too."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK))
+    except OSError as error:
+        return error.errno == errno.EBUSY
+    return False
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another diskprep, or a program that keeps to the same custom, holds the lock of a disk."""
+    try:
+        with open_for_reading(path) as opened:
+            fcntl.flock(opened.descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (OSError, DiskprepError):
+        return False
+    return False
+
+
+def _ata_identity(descriptor: int) -> bytes:
+    """Ask the kernel's own ATA driver, else send the command through what the disk is attached to (SAT, 12.2)."""
+    with contextlib.suppress(OSError):
+        known = fcntl.ioctl(descriptor, _HDIO_GET_IDENTITY, bytes(_ATA_BYTES))
+        if any(known):
+            return _as_sent(known)
+    # The structure holds addresses, so the buffers must stay where they are: arrays do.
+    data, sense = array.array("B", bytes(_ATA_BYTES)), array.array("B", bytes(32))
+    # ATA PASS-THROUGH (16): PIO data-in, one block from the device, IDENTIFY DEVICE.
+    command = array.array("B", bytes([0x85, 0x08, 0x0E, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0xEC, 0]))
+    header = struct.pack(
+        _SG_HEADER,
+        *(ord("S"), -3, len(command), len(sense), 0, _ATA_BYTES),
+        *(data.buffer_info()[0], command.buffer_info()[0], sense.buffer_info()[0]),
+        *(5000, 0, 0, 0),  # the time limit in ms, and what does not matter here
+        *(0, 0, 0, 0, 0, 0, 0, 0, 0),  # the answer
+    )
+    try:
+        answer = struct.unpack(_SG_HEADER, fcntl.ioctl(descriptor, _SG_IO, header))
+    except OSError:
+        return b""
+    status, host, driver, left_bytes = answer[13], answer[17], answer[18], answer[19]
+    return b"" if status or host or driver or left_bytes else data.tobytes()
+
+
+def _as_sent(known: bytes) -> bytes:
+    """The kernel puts the letters of serial, firmware and model in order; a drive sends those of each word swapped."""
+    data = bytearray(known)
+    for start, end in ((20, 40), (46, 54), (54, 94)):
+        data[start:end:2], data[start + 1 : end : 2] = data[start + 1 : end : 2], data[start:end:2]
+    return bytes(data)

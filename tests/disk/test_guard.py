@@ -10,7 +10,7 @@ from support import need_root, run
 from test_plan import seal_of
 
 from diskprep.disk import guard, inventory, target
-from diskprep.disk.plan import Offer, make_plan
+from diskprep.disk.plan import Offer, make_plan, require_complete
 from diskprep.errors import DiskprepError, DiskRefused, DisksInsufficient, NotFound, UsageError
 
 BLANK = inventory.DiskFacts(
@@ -189,4 +189,4 @@ def test_two_disks_of_one_size_are_planned_alike_in_any_order() -> None:
 
 def test_a_pack_too_large_for_a_small_disk_is_refused_before_anything_is_written() -> None:
     with pytest.raises(DisksInsufficient):
-        make_plan(seal_of([60_000_000]), [Offer(serial="S1", size_bytes=110 << 20)])
+        require_complete(make_plan(seal_of([60_000_000]), [Offer(serial="S1", size_bytes=110 << 20)]))
