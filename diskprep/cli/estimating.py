@@ -150,7 +150,7 @@ def space_at(path: Path) -> Space:
 
 
 def packs_bytes(disk_bytes: int) -> int:
-    """How many bytes of packs a disk of this size takes."""
+    """How many bytes of packs a disk of this size takes. Their index files are small beside an estimate's error."""
     pack = SealedFile(name="", kind=FileKind.DATA, size_bytes=DEFAULT_PACK_BYTES, sha256="")
     return plans.usable_bytes(disk_bytes) * pack.size_bytes // plans.footprint_bytes(pack)
 
@@ -197,7 +197,7 @@ def forecast(
         disk_bytes=disk_bytes,
         disks=disks,
         disks_high=disks_high,
-        jobs=-(-disks // plans.MAX_DRIVES),
+        jobs=plans.jobs_needed(disks),
         disk_rate=disk_rate,
         fill_hours=fill_s / 3600,
         shipping_days=shipping_days,

@@ -1,32 +1,56 @@
 """The plan: which data pack travels on which disk. Pure arithmetic over the seal and the disks' sizes.
 
-Invariants: every data pack of the seal is on exactly one disk; no pack is split; a disk is never planned fuller than
-`usable_bytes` allows; the same seal and disks give the same plan.
+Invariants: no pack is on two disks, and none is split; each disk has the index files that name its packs, and no other;
+a disk is never planned fuller than `usable_bytes` allows; the same seal and disks give the same plan. A plan may be
+incomplete: then `left` has found no room, and goes on disks that are attached later.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from diskprep import durable
+from diskprep.disk import placing
+from diskprep.disk.placing import (
+    BLOCK_BYTES,
+    CLUSTER_BYTES,
+    MIN_DISK_BYTES,
+    footprint_bytes,
+    size_for,
+    takes,
+    usable_bytes,
+)
 from diskprep.errors import DataDamaged, DisksInsufficient, FormatTooNew, UsageError
-from diskprep.seal import Seal, SealedFile
+from diskprep.seal import FileKind, PackList, Seal, SealedFile
+
+__all__ = [
+    "BLOCK_BYTES",
+    "CLUSTER_BYTES",
+    "MAX_DRIVES",
+    "MIN_DISK_BYTES",
+    "DiskPlan",
+    "Offer",
+    "Plan",
+    "footprint_bytes",
+    "jobs_needed",
+    "load_plan",
+    "make_plan",
+    "require_complete",
+    "require_one_job",
+    "save_plan",
+    "size_for",
+    "takes",
+    "usable_bytes",
+]
 
 FORMAT = "diskprep-plan"
 VERSION = 1
 
-MIN_DISK_BYTES = 96 << 20
-CLUSTER_BYTES = 4096
-BLOCK_BYTES = 4 << 20
-_SMALL_DISK_BYTES = 1 << 30
 MAX_DRIVES = 10  # of one import job
-
-_GPT_BYTES = 2 << 20
-_FILE_OVERHEAD_BYTES = 1024 + 512 + 512  # MFT record, share of the folder's index, the manifest's <Blob>
-_BLOCK_OVERHEAD_BYTES = 160  # one <Block> of the manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,123 +63,137 @@ class Offer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskPlan:
-    """One disk's share. `packs` are in the order in which they are written."""
+    """One disk's share, in the order in which it is written: the packs, then the index files that name them."""
 
     serial: str
     size_bytes: int
-    packs: tuple[SealedFile, ...]
+    packs: PackList
+    indexes: tuple[SealedFile, ...] = ()
+
+    @property
+    def files(self) -> Iterator[SealedFile]:
+        """All of the share, in order."""
+        return itertools.chain(self.packs, self.indexes)
 
     @property
     def payload_bytes(self) -> int:
-        return sum(pack.size_bytes for pack in self.packs)
+        return self.packs.size_bytes + sum(index.size_bytes for index in self.indexes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """All disks of one seed. Disks that would stay empty are not in it."""
+    """All disks of one seed. Disks that would stay empty are not in it.
+
+    `left`: the packs that are on no disk, in the seal's order. `missing_bytes`: the whole size of the smallest further
+    disk that takes them, with their index files; 0 when nothing is left.
+    """
 
     job_name: str
     seal_digest: str
     disks: tuple[DiskPlan, ...]
+    left: PackList = field(default_factory=PackList)
+    missing_bytes: int = 0
+
+    @property
+    def is_complete(self) -> bool:
+        return not self.left
 
     @property
     def payload_bytes(self) -> int:
         return sum(disk.payload_bytes for disk in self.disks)
 
     def placement(self) -> dict[str, str]:
-        """Object name of each pack -> serial of the disk it travels on."""
+        """Object name of each pack -> serial of the disk it travels on. Packs that are left are not in it."""
         return {pack.name: disk.serial for disk in self.disks for pack in disk.packs}
 
 
-def footprint_bytes(pack: SealedFile) -> int:
-    """What a pack takes of a disk: its clusters, its records in NTFS, its lines in the manifest."""
-    blocks = -(-pack.size_bytes // BLOCK_BYTES)
-    clusters = -(-pack.size_bytes // CLUSTER_BYTES) * CLUSTER_BYTES
-    return clusters + _FILE_OVERHEAD_BYTES + blocks * _BLOCK_OVERHEAD_BYTES
+def make_plan(seal: Seal, offers: Sequence[Offer], *, spread: bool = False, kept: Sequence[DiskPlan] = ()) -> Plan:
+    """Put the seal's data packs on the offered disks, as few of them as suffice, and on all when they do not.
 
-
-def usable_bytes(size_bytes: int) -> int:
-    """What footprints of a disk of this size may add up to.
-
-    mkntfs takes up to 64 MiB for its log and 1/32768 for the cluster bitmap; BitLocker's regions, folders and slack
-    are covered by 12 MiB, and half a percent is left free because a file system filled to the brim fragments.
+    Of several sets of that number the one with the smallest last disk is taken. With `spread` each pack goes to the
+    disk with the most room, so that all of them travel. The shares `kept` stay as they are; an offer of such a disk
+    counts for nothing. Raises UsageError for disks that cannot be told apart or are too small, and DataDamaged when
+    `kept` does not fit the seal.
     """
-    log_bytes = min(64 << 20, max(2 << 20, size_bytes // 100))
-    return max(0, size_bytes - _GPT_BYTES - log_bytes - size_bytes // 32768 - size_bytes // 200 - (12 << 20))
+    order = sorted(_free(offers, kept), key=lambda offer: (-offer.size_bytes, offer.serial))
+    sizes = [offer.size_bytes for offer in order]
+    load = placing.load_of(seal, itertools.chain.from_iterable(share.packs for share in kept))
+    everywhere = list(range(len(order)))
+    found = (everywhere, placing.spread(load, sizes)) if spread else None
+    if found is None or not placing.holds_all(load, found[1]):  # an even spread wastes a little room
+        found = placing.fewest(load, sizes) or (everywhere, placing.fill(load, sizes))
+    shares = [_share(load, order[number], bin_) for number, bin_ in zip(*found, strict=True) if bin_.packs]
+    return _plan(seal, (*kept, *shares))
 
 
-def takes(size_bytes: int, need_bytes: int) -> bool:
-    """Whether one file of this footprint goes on a disk of this size, when nothing else is on it.
-
-    libntfs-3g finds no place for a single file of more than about half of a small volume.
-    """
-    return need_bytes <= usable_bytes(size_bytes) // (2 if size_bytes < _SMALL_DISK_BYTES else 1)
+def jobs_needed(disks: int) -> int:
+    """How many import jobs so many disks take."""
+    return -(-disks // MAX_DRIVES)
 
 
-def size_for(payload: Iterable[SealedFile], disks: int) -> int:
-    """A size, in whole MiB and hardly larger than needed, of which `disks` equal disks hold the packs spread evenly."""
-    packs = tuple(payload)
-    total = sum(footprint_bytes(pack) for pack in packs)
-    size = max(MIN_DISK_BYTES, (total // disks) >> 20 << 20)
-    while _place(packs, [size] * disks, spread=True)[1]:
-        size += 1 << 20
-    return size
+def require_complete(plan: Plan) -> None:
+    """Raise DisksInsufficient, naming the disk that is missing, when the plan leaves something over."""
+    if plan.is_complete:
+        return
+    count = len(plan.disks)
+    held = f"the {count} disks hold all but" if count > 1 else "the disk holds all but" if count else "no disk holds"
+    raise DisksInsufficient(
+        f"{held} {_gigabytes(plan.left.size_bytes)} of the seed; a further disk of {_gigabytes(plan.missing_bytes)} "
+        "takes that",
+        hint="attach one, or several smaller ones, and give them to `diskprep disk prepare` too",
+    )
 
 
-def make_plan(seal: Seal, offers: Sequence[Offer], *, spread: bool = False) -> Plan:
-    """Put the seal's data packs on the offered disks, largest packs first.
+def require_one_job(plan: Plan) -> None:
+    """Raise DisksInsufficient when the plan has more disks than an import job takes."""
+    if jobs_needed(len(plan.disks)) > 1:
+        raise DisksInsufficient(
+            f"the seed needs {len(plan.disks)} of these disks; an import job takes {MAX_DRIVES}",
+            hint="use larger disks",
+        )
 
-    Larger disks are filled first, so that as few as possible travel; with `spread` each pack goes to the disk with the
-    most room, so that all of them do. Raises UsageError for disks that cannot be told apart or are too small, and
-    DisksInsufficient with the bytes that are missing.
-    """
-    serials = [offer.serial for offer in offers]
-    if len(set(serials)) != len(serials):
+
+def _free(offers: Sequence[Offer], kept: Sequence[DiskPlan]) -> list[Offer]:
+    """The offers that are not kept. Raises UsageError for twins and for disks that are too small."""
+    sizes = {share.serial: share.size_bytes for share in kept}
+    free = [offer for offer in offers if sizes.get(offer.serial) != offer.size_bytes]
+    serials = [*sizes, *(offer.serial for offer in free)]
+    if len(set(serials)) != len(kept) + len(free):
         raise UsageError("two of the disks have the same serial number", hint="detach one of them, or give it alone")
-    for offer in offers:
+    for offer in free:
         if offer.size_bytes < MIN_DISK_BYTES:
             raise UsageError(f"disk {offer.serial} is smaller than {MIN_DISK_BYTES >> 20} MiB")
-    order = sorted(offers, key=lambda offer: (-offer.size_bytes, offer.serial))
-    sizes = [offer.size_bytes for offer in order]
-    shares, left_over = _place(seal.data_packs, sizes, spread=spread)
-    if left_over and spread:  # an even spread wastes a little room; filling up may still do
-        shares, left_over = _place(seal.data_packs, sizes, spread=False)
-    if left_over:
-        raise DisksInsufficient(
-            f"the {len(offers)} disks given hold all but {left_over / 1e9:.3f} GB of the seed",
-            hint="attach one more disk, or larger ones, and give all of them",
-        )
-    used = [
-        DiskPlan(serial=offer.serial, size_bytes=offer.size_bytes, packs=tuple(share))
-        for offer, share in zip(order, shares, strict=True)
-        if share
-    ]
-    if len(used) > MAX_DRIVES:
-        raise DisksInsufficient(
-            f"the seed needs {len(used)} of these disks; an import job takes {MAX_DRIVES}", hint="use larger disks"
-        )
-    return Plan(job_name=seal.job_name, seal_digest=seal.digest, disks=tuple(used))
+    return free
 
 
-def _place(packs: Iterable[SealedFile], sizes: Sequence[int], *, spread: bool) -> tuple[list[list[SealedFile]], int]:
-    """The packs of each disk, and the footprint in bytes of those that found no room."""
-    room = [usable_bytes(size) for size in sizes]
-    shares: list[list[SealedFile]] = [[] for _ in sizes]
-    left_over = 0
-    for pack in sorted(packs, key=lambda pack: (-pack.size_bytes, pack.name)):
-        need = footprint_bytes(pack)
-        fits = [index for index, free in enumerate(room) if free >= need and takes(sizes[index], need)]
-        slot = max(fits, key=lambda index: room[index], default=None) if spread else next(iter(fits), None)
-        if slot is None:
-            left_over += need
-        else:
-            room[slot] -= need
-            shares[slot].append(pack)
-    return shares, left_over
+def _share(load: placing.Load, offer: Offer, bin_: placing.Bin) -> DiskPlan:
+    return DiskPlan(
+        serial=offer.serial,
+        size_bytes=offer.size_bytes,
+        packs=PackList(load.packs[pack] for pack in sorted(bin_.packs)),
+        indexes=tuple(load.indexes[index] for index in sorted(bin_.indexes)),
+    )
+
+
+def _plan(seal: Seal, disks: tuple[DiskPlan, ...]) -> Plan:
+    """The plan of these disks, and what is left."""
+    left = placing.load_of(seal, itertools.chain.from_iterable(disk.packs for disk in disks))
+    names = {pack.name for pack in left.packs}
+    return Plan(
+        job_name=seal.job_name,
+        seal_digest=seal.digest,
+        disks=disks,
+        left=PackList(pack for pack in seal.data_packs if pack.name in names),
+        missing_bytes=placing.size_holding(left) if names else 0,
+    )
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.3f} GB"
 
 
 def save_plan(path: Path, plan: Plan) -> None:
-    """Write the plan durably, for the stages that come after and for people."""
+    """Write the plan durably, for the stages that come after and for people. What is left follows from the seal."""
     durable.write_json(path, {"format": FORMAT, "version": VERSION, **_document(plan)})
 
 
@@ -167,21 +205,23 @@ def load_plan(path: Path, seal: Seal) -> Plan:
     if document.get("version") != VERSION:
         raise FormatTooNew(f"{path} was written by a newer diskprep", hint="upgrade diskprep on this computer")
     packs = {pack.name: pack for pack in seal.data_packs}
+    indexes = {file.name: file for file in seal.of_kind(FileKind.INDEX)}
     try:
         disks = tuple(
             DiskPlan(
                 serial=str(disk["serial"]),
                 size_bytes=int(disk["size_bytes"]),
-                packs=tuple(packs[name] for name in disk["packs"]),
+                packs=PackList(packs[name] for name in disk["packs"]),
+                indexes=tuple(indexes[name] for name in disk.get("indexes", ())),
             )
             for disk in document["disks"]
         )
-        plan = Plan(job_name=str(document["job_name"]), seal_digest=str(document["seal_digest"]), disks=disks)
-    except (KeyError, TypeError, ValueError) as error:
+        named = (str(document["job_name"]), str(document["seal_digest"]))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataDamaged(f"{path} does not fit the seal: {error}") from None
-    if plan.seal_digest != seal.digest:
+    if named != (seal.job_name, seal.digest):
         raise DataDamaged(f"{path} was made for another seal", hint="prepare the disks again")
-    return plan
+    return _plan(seal, disks)
 
 
 def _document(plan: Plan) -> dict[str, Any]:
@@ -189,7 +229,12 @@ def _document(plan: Plan) -> dict[str, Any]:
         "job_name": plan.job_name,
         "seal_digest": plan.seal_digest,
         "disks": [
-            {"serial": d.serial, "size_bytes": d.size_bytes, "packs": [pack.name for pack in d.packs]}
-            for d in plan.disks
+            {
+                "serial": disk.serial,
+                "size_bytes": disk.size_bytes,
+                "packs": [pack.name for pack in disk.packs],
+                "indexes": [index.name for index in disk.indexes],
+            }
+            for disk in plan.disks
         ],
     }

@@ -97,14 +97,18 @@ class Repository:
         for name, document in self._sealed_files("index/"):
             yield f"index/{name}", parse_index(document)
 
-    def pack_summaries(self) -> dict[str, PackSummary]:
-        """Kind and size of every pack that an index file names, read anew. Memory: 300 bytes a pack. Raises
-        DataDamaged, also when two files say different things of a pack."""
+    def pack_summaries(self, *, named: dict[str, list[str]] | None = None) -> dict[str, PackSummary]:
+        """Kind and size of every pack that an index file names, read anew. `named` is given the object name of each
+        index file, and the packs that it names. Memory: 300 bytes a pack. Raises DataDamaged, also when two files say
+        different things of a pack."""
         found: dict[str, PackSummary] = {}
         for name, document in self._sealed_files("index/"):
-            for pack_name, summary in summarize_index(document).items():
+            summaries = summarize_index(document)
+            for pack_name, summary in summaries.items():
                 if found.setdefault(pack_name, summary) != summary:
                     raise DataDamaged(f"index/{name}: another index file describes pack {pack_name} differently")
+            if named is not None:
+                named[f"index/{name}"] = list(summaries)
         return found
 
     def index_documents(self) -> Iterator[dict[str, Any]]:

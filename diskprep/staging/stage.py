@@ -331,7 +331,8 @@ def _refuse_hopeless(staging: Staging, expected: Measure) -> None:
 
 def _seal(staging: Staging, repository: Repository, snapshot: str) -> Seal:
     """List every file of the repository, with digests, and write the seal."""
-    packs = repository.pack_summaries()  # the seal says what the files say, not what this process believes
+    named: dict[str, list[str]] = {}
+    packs = repository.pack_summaries(named=named)  # the seal says what the files say, not what this process believes
     files = [
         _sealed_file(repository, packs, item)
         for item in repository.store.list()
@@ -346,16 +347,25 @@ def _seal(staging: Staging, repository: Repository, snapshot: str) -> Seal:
         )
     if missing:
         raise DataDamaged(f"{len(missing)} packs are gone from {staging.repository}, the first is {missing[0]}")
+    files.sort(key=lambda file: file.name)
     seed = load_seed(staging)
     seal = Seal(
         job_name=seed.job_name,
         repository_id=seed.repository_id,
         snapshot=snapshot,
         created=clock.rfc3339(clock.now()),
-        files=tuple(sorted(files, key=lambda file: file.name)),
+        files=tuple(files),
+        indexes=_places_named(named, files),
     )
     save_seal(staging.seal_file, seal)
     return seal
+
+
+def _places_named(named: Mapping[str, Sequence[str]], files: Sequence[SealedFile]) -> dict[str, tuple[int, ...]]:
+    """Each index file, and where in `files` the data packs stand that it names; without those that name trees only."""
+    places = {file.sha256: place for place, file in enumerate(files) if file.kind is FileKind.DATA}
+    found = {name: tuple(sorted(places[pack] for pack in packs if pack in places)) for name, packs in named.items()}
+    return {name: where for name, where in found.items() if where}
 
 
 def _sealed_file(repository: Repository, packs: Mapping[str, PackSummary], item: StoredObject) -> SealedFile:

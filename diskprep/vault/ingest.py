@@ -58,8 +58,10 @@ def ingest(
     """Bring all data packs of the seal from `container` into `vault`, prove the vault whole, and certify it.
 
     `repository` is the vault's, opened; `placement` says for each data pack (object name) the serial of its disk.
-    Raises IngestIncomplete when packs are missing, short or damaged, naming their counts and disks: all others are in
-    the vault then. Raises DataDamaged when the vault's index or trees are not whole.
+    Index files that came with the packs are left where they are: the vault has its own, which are proven.
+    Raises IngestIncomplete when packs are missing, short or damaged, naming their counts and disks, or that the plan
+    has them on none: all others are in the vault then. Raises DataDamaged when the vault's index or trees are not
+    whole.
     """
     if repository.id != seal.repository_id:
         raise JobConflict(f"{vault.location} holds another repository than the seal describes")
@@ -112,7 +114,7 @@ def _bring_packs(bring: _Bring, seal: Seal, placement: Mapping[str, str], emit: 
         if outcome.fault is not None:
             faults.append(outcome)
             if len(faults) <= _NOTES_MAX:
-                disk = placement.get(outcome.file.name, "?")
+                disk = placement.get(outcome.file.name, "no disk")
                 text = f"{outcome.file.name} is {outcome.fault}{outcome.reason}"
                 emit(Note(stage=_STAGE, text=text, item=disk))
     if faults:
@@ -124,7 +126,7 @@ def _incomplete(faults: list[_Outcome], packs: int, placement: Mapping[str, str]
     for outcome in faults:
         assert outcome.fault is not None
         serial = placement.get(outcome.file.name)
-        disks.setdefault(f"disk {serial}" if serial else "no known disk", Counter())[outcome.fault] += 1
+        disks.setdefault(f"disk {serial}" if serial else "on no disk of the plan", Counter())[outcome.fault] += 1
     told = "; ".join(
         f"{disk}: {', '.join(f'{count} {fault}' for fault, count in sorted(counts.items()))}"
         for disk, counts in sorted(disks.items())
