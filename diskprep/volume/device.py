@@ -2,6 +2,9 @@
 
 Invariants: a device opened for writing is held exclusively (O_EXCL on a block device, a lock on an image); a failed
 sync is final for the descriptor; a short read or write is an error.
+
+What is written in large whole pages goes past the page cache where the kernel allows it: that saves a copy and the
+cache's own work, and keeps the source's pages in memory. The kernel keeps both ways of writing coherent.
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ _HDIO_GET_IDENTITY = 0x030D
 _SG_IO = 0x2285
 _SG_HEADER = "@iiBBHIPPPIIiPBBBBHHiII4x"  # struct sg_io_hdr
 _ATA_BYTES = 512
+_PAGE_BYTES = 4096
+_PAST_CACHE_BYTES = 64 * 1024
 
 
 class BlockDevice(Protocol):
@@ -62,6 +67,7 @@ class Device:
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path, self._descriptor, self._failed = path, descriptor, False
+        self._uncached = -1
         status = os.fstat(descriptor)
         self._block = stat.S_ISBLK(status.st_mode)
         self._number = status.st_rdev
@@ -141,11 +147,35 @@ class Device:
             raise DiskFailed(f"a write past the end of {self._path} (byte {offset + len(view)} of {self._size})")
         try:
             while view:
-                count = os.pwrite(self._descriptor, view, offset)
+                count = self._pwrite(view, offset)
                 view, offset = view[count:], offset + count
         except OSError as error:
             self._failed = True
             raise DiskFailed(f"cannot write {self._path} at byte {offset}: {error.strerror}") from error
+
+    def write_past_cache(self) -> None:
+        """Let large writes from whole pages go past the page cache, where the file system or driver can do it."""
+        try:
+            uncached = os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDWR | os.O_CLOEXEC | os.O_DIRECT)
+        except OSError:
+            return
+        try:
+            same = Device(self._path, uncached).identity == self.identity
+        except OSError:
+            same = False
+        if same:  # not another disk that got the same number meanwhile
+            self._uncached = uncached
+        else:
+            os.close(uncached)
+
+    def _pwrite(self, view: memoryview, offset: int) -> int:
+        if self._uncached >= 0 and len(view) >= _PAST_CACHE_BYTES and not (len(view) | offset) % _PAGE_BYTES:
+            try:
+                return os.pwrite(self._uncached, view, offset)
+            except OSError as error:
+                if error.errno != errno.EINVAL:  # memory that does not start with a page, or larger sectors
+                    raise
+        return os.pwrite(self._descriptor, view, offset)
 
     def sync(self) -> None:
         if self._failed:
@@ -203,6 +233,9 @@ class Device:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+        if self._uncached >= 0:
+            os.close(self._uncached)
+            self._uncached = -1
 
     def __enter__(self) -> Self:
         return self
@@ -239,7 +272,9 @@ def open_for_writing(path: Path) -> Device:
     except OSError as error:
         os.close(descriptor)
         raise Locked(f"{path} is in use by another diskprep", hint="wait for it to end") from error
-    return Device(path, descriptor)
+    device = Device(path, descriptor)
+    device.write_past_cache()
+    return device
 
 
 def create_image(path: Path, size_bytes: int) -> None:

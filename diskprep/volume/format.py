@@ -30,6 +30,9 @@ MINIMUM_BYTES: Final = 64 * 1024 * 1024
 _MIB = 1024 * 1024
 _CHUNK_BYTES = 4 * _MIB
 _CHECK_BYTES = 1 << 38  # 8 MiB of the map of clusters
+#: The map of clusters is made in memory, a bit a cluster; larger disks get larger clusters, and packs are much larger.
+_MAP_BYTES = 64 * _MIB
+_CLUSTERS_BYTES = (4096, 8192, 16384, 32768, 65536)
 _LABEL_MAX_UNITS = 32
 _PARTITION_NAME = "Basic data partition"
 
@@ -102,6 +105,11 @@ def format_disk(
     return layout
 
 
+def cluster_bytes(size_bytes: int) -> int:
+    """The cluster size that a volume of this size is given."""
+    return next((size for size in _CLUSTERS_BYTES if size_bytes // size // 8 <= _MAP_BYTES), _CLUSTERS_BYTES[-1])
+
+
 def open_disk(device: BlockDevice, recovery_password: Secret[str]) -> Volume:
     """Unlock the first basic data partition of a disk, or a volume without a partition table.
 
@@ -151,6 +159,7 @@ def _partition_bytes(device: BlockDevice, start_lba: int) -> int:
 
 def _make_ntfs(plain: Device, sector_bytes: int, start_lba: int, label: str) -> None:
     argv = ["mkntfs", "-F", "-Q", "-q", "-s", str(sector_bytes), "-p", str(start_lba), "-H", "255", "-S", "63"]
+    argv += ["-c", str(cluster_bytes(plain.size_bytes))]
     process.run([*argv, "-L", label, f"/proc/self/fd/{plain.descriptor}"], pass_fds=[plain.descriptor])
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,6 +14,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from diskprep.secrets import Secret
 from diskprep.volume.bitlocker import Method
 from diskprep.volume.bitlocker.volume import sector_cipher
+from diskprep.volume.bitlocker.xts import BLOCK_BYTES, WHITEN, Xts, whiten_by_numpy
 
 OFFSETS = [0, 512 * 4096, (1 << 41) + 4096 * 7]  # the last has a sector number over 2^32
 
@@ -40,6 +44,41 @@ def test_sectors_are_encrypted_as_the_library_does_it(method: Method, sector: in
     assert out == reference(method, key, data, offset, sector)
     cipher.decrypt(out, memoryview(out), offset)
     assert out == data
+
+
+@pytest.mark.parametrize("method", [Method.XTS_AES_128, Method.XTS_AES_256])
+@pytest.mark.parametrize("sector", [512, 1024, 4096])
+def test_the_loops_of_numpy_and_of_numba_give_the_same(method: Method, sector: int) -> None:
+    assert WHITEN is not whiten_by_numpy
+    key, data = Secret(os.urandom(method.key_bytes)), os.urandom(2 * BLOCK_BYTES + 4096 * 3)
+    outs = []
+    for whiten in (WHITEN, whiten_by_numpy):
+        out = bytearray(len(data))
+        cipher = Xts(key, sector, whiten)
+        cipher.encrypt(data, memoryview(out), OFFSETS[2])
+        outs.append(bytes(out))
+        cipher.decrypt(out, memoryview(out), OFFSETS[2])
+        assert out == data
+    assert outs[0] == outs[1]
+    assert outs[1][:8192] == reference(method, key.reveal(), data[:8192], OFFSETS[2], sector)
+
+
+def test_a_computer_without_numba_encrypts_as_the_library_does() -> None:
+    script = textwrap.dedent(
+        """
+        import sys
+        sys.modules["numba"] = None
+        from diskprep.secrets import Secret
+        from diskprep.volume.bitlocker import Method
+        from diskprep.volume.bitlocker.volume import sector_cipher
+        out = bytearray(4096 * 70)
+        cipher = sector_cipher(Method.XTS_AES_256, Secret(bytes(range(64))), 512)
+        cipher.encrypt(bytes(len(out)), memoryview(out), 1 << 41)
+        sys.stdout.buffer.write(out)
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, timeout=120)
+    assert done.stdout == reference(Method.XTS_AES_256, bytes(range(64)), bytes(4096 * 70), 1 << 41, 512)
 
 
 @pytest.mark.parametrize("method", Method)

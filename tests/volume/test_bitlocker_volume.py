@@ -126,6 +126,54 @@ def test_small_writes_of_many_threads_side_by_side_all_survive(opened: tuple[Dev
     assert volume.pread(60_000, MIB) == b"".join(bytes([n % 255 + 1]) * 100 for n in range(600))
 
 
+def test_sealed_writes_are_what_a_write_does(opened: tuple[Device, Volume]) -> None:
+    device, volume = opened
+    for offset, length in ((0, 16384), (8192, 3 * MIB), (COPIES[1] - 4096, 65536 + 8192), (SIZE - MIB - 4096, 8192)):
+        data = blank_reserved(volume, random.Random(offset).randbytes(length), offset)
+        before = device.pread(START + SIZE, 0)
+        pieces = list(volume.sealed_writes(data, offset))
+        assert device.pread(START + SIZE, 0) == before
+        volume.pwrite(data, offset)
+        after = device.pread(START + SIZE, 0)
+        for place, piece in pieces:
+            device.pwrite(piece, place)
+        assert device.pread(START + SIZE, 0) == after != before
+        for place, piece in pieces:
+            device.pwrite(bytes(len(piece)), place)
+        untouched = bytearray(before)
+        for place, piece in pieces:
+            untouched[place : place + len(piece)] = bytes(len(piece))
+        assert device.pread(START + SIZE, 0) == untouched
+    for region in reserved(volume):
+        assert list(volume.sealed_writes(bytes(len(region)), region.start)) == []
+        with pytest.raises(DataDamaged):
+            list(volume.sealed_writes(b"x" * len(region), region.start))
+    with pytest.raises(DiskFailed):
+        list(volume.sealed_writes(bytes(8192), SIZE - 4096))
+
+
+def test_large_and_small_writes_to_an_image_are_all_read_back(disk: MadeDisk) -> None:
+    """Large ones may go past the page cache; side by side and one over the other with small ones nothing is lost."""
+    rng, begin, size = random.Random(8), 40 * MIB, 12 * MIB
+    model = bytearray(size)
+    with open_for_writing(disk.path) as device:
+        volume = open_disk(device, disk.password)
+        volume.pwrite(model, begin)
+        for _ in range(60):
+            unit = rng.choice([1, 512, 4096, 4096, 65536])
+            length = rng.randrange(1, 2 * MIB // unit) * unit if unit > 1 else rng.randrange(1, 9000)
+            offset = rng.randrange((size - length) // unit) * unit
+            data = blank_reserved(volume, rng.randbytes(length), begin + offset)
+            volume.pwrite(data, begin + offset)
+            model[offset : offset + length] = data
+            count = rng.randrange(20_000)
+            assert volume.pread(count, begin + offset) == model[offset : offset + count][:count]
+        volume.sync()
+    with open_for_writing(disk.path) as device:
+        device.drop_cache()
+        assert open_disk(device, disk.password).pread(size, begin) == model
+
+
 @pytest.mark.parametrize("destroyed", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)])
 def test_the_volume_opens_while_one_metadata_copy_is_left(disk: MadeDisk, destroyed: tuple[int, ...]) -> None:
     with open_for_writing(disk.path) as device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import threading
 from collections.abc import Iterator
 
@@ -12,7 +13,8 @@ from volume_support import MIB, MadeDisk, pattern, source
 from diskprep.errors import DataDamaged, DiskFailed, SourceIncomplete, StorageFull, ToolMissing
 from diskprep.volume.device import Device, open_for_writing
 from diskprep.volume.format import open_disk
-from diskprep.volume.ntfs import Filler, NameNotAllowed, Reader, SourceFile, libntfs, selftest
+from diskprep.volume.ntfs import Filler, NameNotAllowed, Reader, SourceFile, libntfs, names, selftest
+from diskprep.volume.ntfs.lookup import Lookup
 
 SIZES = [0, 1, 700, 4095, 4096, 65535, 65536, 65537, 65536 + 4095, 4 * MIB, 4 * MIB + 1, 9 * MIB - 7]
 
@@ -176,6 +178,68 @@ def test_a_second_filler_knows_what_is_there(plain_ntfs: Device) -> None:
             filler.write([source(name, b"two")])
     filler.write([source("Repository/data/00/x", b"three")])
     assert contents(plain_ntfs) == {"Repository/config": b"one", "Repository/data/00/x": b"three"}
+
+
+class _Counted(Device):
+    """A device that counts the bytes that are read."""
+
+    def __init__(self, inner: Device) -> None:
+        super().__init__(inner.path, inner.descriptor)
+        self.read_bytes = 0
+
+    def pread_into(self, buffer: memoryview, offset: int) -> None:
+        self.read_bytes += len(buffer)
+        super().pread_into(buffer, offset)
+
+
+def test_neither_opening_nor_a_batch_reads_the_names_of_all_files(plain_ntfs: Device) -> None:
+    counted, costs = _Counted(plain_ntfs), []
+    for batch in range(4):
+        counted.read_bytes = 0
+        filler = Filler(counted)
+        filler.write([source("d/" + hashlib.sha256(b"%d %d" % (batch, n)).hexdigest(), b"") for n in range(10)])
+        costs.append(counted.read_bytes)
+        others = [hashlib.sha256(b"%d %d" % (batch, n)).hexdigest() for n in range(10, 1500)]
+        filler.write([source(f"d/{name}", b"") for name in others])
+    assert max(costs[1:]) < 2 * MIB
+    assert costs[3] < costs[1] * 1.5
+
+
+def test_any_name_on_the_volume_is_found_in_any_case_and_no_other(plain_ntfs: Device) -> None:
+    """In an index of several levels, in the order of the volume's own table of upper case letters."""
+    rng = random.Random(4)
+    letters = "abcxyzABC0189._-~ äÄöÖßéÉñçАбвЖжαΩωİıſŁłžŽ中文字😀𐐀𐐨"
+    made: dict[str, str] = {}
+    for _ in range(3000):
+        name = "x" + "".join(rng.choices(letters, k=rng.randrange(1, 30))) + "x"
+        made.setdefault(names.fold(name), name)
+    taken, free = list(made.values())[:1500], list(made.values())[1500:]
+    Filler(plain_ntfs).write([source(f"d/{name}", b"") for name in taken])
+    with Lookup(plain_ntfs) as lookup:
+        for name in taken:
+            for asked in (name, name.replace("x", "X"), name.replace("ä", "Ä").replace("ж", "Ж")):
+                assert lookup.present([f"d/{asked}"])[names.fold(f"d/{asked}")] == (f"d/{name}", False)
+        assert lookup.present([f"d/{name}" for name in free]) == {"D": ("d", True)}
+        assert lookup.present(["D/x/y"]) == {"D": ("d", True)}
+
+
+def test_damaged_indexes_are_told_and_never_loop(plain_ntfs: Device) -> None:
+    Filler(plain_ntfs).write([source(f"d/{n:060}", b"") for n in range(400)])
+    with Reader(plain_ntfs) as reader:
+        assert len(list(reader.list())) == 401
+    image = bytearray(plain_ntfs.pread(plain_ntfs.size_bytes, 0))
+    blocks = [at for at in range(0, len(image), 4096) if image[at : at + 4] == b"INDX"]
+    rng, told = random.Random(3), 0
+    for _ in range(400):
+        at = rng.choice(blocks) + rng.choice([*range(64), rng.randrange(4096)])
+        plain_ntfs.pwrite(rng.randbytes(rng.randrange(1, 9)), at)
+        try:
+            with Lookup(plain_ntfs) as lookup:
+                lookup.present([f"d/{rng.randrange(400):060}" for _ in range(20)])
+        except DataDamaged:
+            told += 1
+        plain_ntfs.pwrite(bytes(image[at : at + 16]), at)
+    assert told > 30
 
 
 def test_an_unknown_library_version_is_used_only_when_it_passes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ file system would lose it). All calls may be made from several threads; writes t
 from __future__ import annotations
 
 import bisect
+import mmap
 import threading
 from collections.abc import Iterator
 from enum import Enum, auto
@@ -46,7 +47,7 @@ class _Bounce(threading.local):
     """One thread's buffer for ciphertext."""
 
     def __init__(self) -> None:
-        self.view = memoryview(bytearray(_PIECE_BYTES))
+        self.view = memoryview(mmap.mmap(-1, _PIECE_BYTES))  # whole pages, as a device may want them
 
 
 def sector_cipher(method: Method, key: Secret[bytes], sector_bytes: int) -> SectorCipher:
@@ -114,6 +115,16 @@ class Volume:
             whole[offset - first : offset - first + len(view)] = view
             self._write(whole, first)
 
+    def sealed_writes(self, data: Buffer, offset: int) -> Iterator[tuple[int, bytes]]:
+        """What `pwrite` would write, as (offset on the device, bytes), without writing it; whole sectors only.
+
+        Raises what `pwrite` raises.
+        """
+        view = memoryview(data).cast("B")
+        assert self._aligned(offset, len(view)) == (offset, offset + len(view)), "whole sectors"
+        for place, part in self._sealed(view, offset):
+            yield place, bytes(part)
+
     def sync(self) -> None:
         self._device.sync()
 
@@ -144,16 +155,21 @@ class Volume:
                 self._cipher.decrypt(part, part, place)
 
     def _write(self, view: memoryview, offset: int) -> None:
+        for place, part in self._sealed(view, offset):
+            self._device.pwrite(part, place)
+
+    def _sealed(self, view: memoryview, offset: int) -> Iterator[tuple[int, memoryview]]:
+        """(offset on the device, bytes) of each piece; a piece is good until the next is asked for."""
         for kind, part, place in self._pieces(view, offset):
             if kind is _Kind.RESERVED:
                 if any(part):
                     raise DataDamaged(f"a write into the region that BitLocker reserves at byte {place} of the volume")
             elif kind is _Kind.CLEAR:
-                self._device.pwrite(part, self._start + place)
+                yield self._start + place, part
             else:
                 sealed = self._bounce.view[: len(part)]
                 self._cipher.encrypt(part, sealed, place)
-                self._device.pwrite(sealed, self._start + place)
+                yield self._start + place, sealed
 
 
 def _segments(metadata: Metadata, size_bytes: int) -> list[tuple[int, int, _Kind, int]]:

@@ -1,9 +1,13 @@
 """Fills an NTFS volume with files, batch by batch.
 
-Write order of a batch: (1) plan in memory, (2) file data into clusters that are still free, (3) sync, (4) the changed
-blocks of the file system in place, (5) sync. Until (4) the volume on disk is what it was, so a batch that does not fit
-or whose source fails leaves no trace. An interruption inside (4) may leave a damaged file system: there is no redo
-journal, and a disk that was interrupted is started over by the caller.
+Write order of a batch: (1) plan in memory, (2) file data into clusters that are still free, (3) sync, (4) the caller's
+own notes, (5) a redo record of the changed blocks, durable beside the disk, (6) the blocks in place, (7) sync. Until
+(6) the file system on the disk is what it was, so a batch that does not fit or whose source fails leaves no trace. From
+(5) on the record completes what was broken off. The caller then makes the batch known and clears the record. Without a
+record an interruption inside (6) may leave a damaged file system.
+
+Memory depends on the batch, not on how many files the volume has. A Filler that met a failing disk, or was broken off
+inside (6), refuses everything after.
 """
 
 from __future__ import annotations
@@ -12,18 +16,22 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 from diskprep import interrupts
 from diskprep.durable import Buffer
-from diskprep.errors import DataDamaged
+from diskprep.errors import DataDamaged, DiskFailed
 from diskprep.volume.device import BlockDevice
 from diskprep.volume.ntfs import names, selftest
 from diskprep.volume.ntfs.libntfs import Mount
+from diskprep.volume.ntfs.lookup import Lookup
 from diskprep.volume.ntfs.planner import SMALL_BYTES, Extent, Overlay, Tree, overlay_on, plan_data, write_small
 from diskprep.volume.ntfs.reader import Reader
+from diskprep.volume.redo import Redo
 
 SOURCE_BLOCK_BYTES: Final = 4 * 1024 * 1024
+THREADS: Final = 4  # while some wait for the disk, two cores still have enough to do
+_AGAIN = "see that the disk is attached and well, then give the same command again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +47,18 @@ class SourceFile:
     blocks: Callable[[], Iterator[Buffer]]
 
 
+@runtime_checkable
+class Sealing(Protocol):
+    """A volume that tells what it would write to its device."""
+
+    def sealed_writes(self, data: Buffer, offset: int) -> Iterator[tuple[int, bytes]]: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Planned:
     source: SourceFile
     extents: list[Extent]
+    cluster_bytes: int
 
 
 def _ignore(_count: int) -> None:
@@ -52,60 +68,90 @@ def _ignore(_count: int) -> None:
 class Filler:
     """Writes files to an NTFS volume. One Filler at a time for a volume, used by one thread."""
 
-    def __init__(self, volume: BlockDevice) -> None:
-        """Raises NotNtfs, DataDamaged, DiskFailed, ToolMissing."""
-        self._volume = volume
+    def __init__(self, volume: BlockDevice, *, redo: Redo | None = None) -> None:
+        """`redo`: makes batches whole or absent; the volume must then be one that seals what is written.
+
+        Raises NotNtfs, DataDamaged (also while a record waits), DiskFailed, StorageUnavailable, ToolMissing.
+        """
+        if redo is not None and redo.pending() is not None:
+            raise DataDamaged("a redo record waits to be written to the disk", hint=_AGAIN)
+        self._volume, self._redo, self._failed = volume, redo, False
         self._library = selftest.library()
-        with Reader(volume) as reader:
-            self._cluster_bytes = reader.geometry.cluster_bytes
-            self._existing = {names.fold(e.path): (e.path, e.is_directory) for e in reader.list()}
+        with Lookup(volume) as lookup:
+            self._cluster_bytes = lookup.geometry.cluster_bytes
 
     def free_bytes(self) -> int:
         """Room in free clusters. File records, names and indexes take some of it: allow 1 MiB and 2 KiB for a file."""
         with Reader(self._volume) as reader:
             return reader.free_bytes()
 
-    def write(self, files: Sequence[SourceFile], on_bytes: Callable[[int], None] = _ignore, threads: int = 2) -> None:
+    def write(
+        self,
+        files: Sequence[SourceFile],
+        on_bytes: Callable[[int], None] = _ignore,
+        threads: int = THREADS,
+        *,
+        tag: Callable[[], bytes] = bytes,
+    ) -> None:
         """Write one batch; all of it is on the medium when this returns.
 
-        `on_bytes` is told the size of each block that was written, from the threads that write. Raises NameNotAllowed,
-        StorageFull (nothing on the disk changed), DataDamaged when a source has another size than it said, DiskFailed,
-        and whatever `blocks` raises.
+        `on_bytes` is told the size of each block that was written, from the threads that write. `tag` is called when
+        all data are on the medium, and what it returns goes into the redo record. Raises NameNotAllowed, StorageFull
+        or StorageUnavailable (nothing in the file system changed), DataDamaged when a source has another size than it
+        said, DiskFailed, and whatever `blocks` and `tag` raise.
         """
+        if self._failed:
+            raise DiskFailed("the disk failed before; nothing is retried on it", hint=_AGAIN)
         for file in files:
             names.check(file.path)
-        names.check_collisions(self._existing, [file.path for file in files])
+        paths = [file.path for file in files]
+        with Lookup(self._volume) as lookup:
+            present = lookup.present(paths)
+        names.check_collisions(present, paths)
         with overlay_on(self._volume, self._cluster_bytes) as overlay:
-            planned = self._plan(overlay, files, on_bytes)
-            _stream(self._volume, planned, on_bytes, threads)
-            self._volume.sync()
-            for offset, data in overlay.changes():
-                self._volume.pwrite(data, offset)
-            self._volume.sync()
-        for file in files:
-            self._remember(file.path)
+            planned = self._plan(overlay, files, [path for path, directory in present.values() if directory], on_bytes)
+            try:
+                _stream(self._volume, planned, on_bytes, threads)
+                self._volume.sync()
+            except DiskFailed:
+                self._failed = True
+                raise
+            self._commit(overlay, tag)
 
-    def _plan(self, overlay: Overlay, files: Sequence[SourceFile], on_bytes: Callable[[int], None]) -> list[_Planned]:
+    def _commit(self, overlay: Overlay, tag: Callable[[], bytes]) -> None:
+        """Make the changes on the disk, once they are durable beside it."""
+        note = tag()
+        if self._redo is not None:
+            assert isinstance(self._volume, Sealing), "a redo record holds ciphertext"
+            seal = self._volume.sealed_writes
+            self._redo.save(note, (piece for offset, data in overlay.changes() for piece in seal(data, offset)))
+        self._failed = True  # whatever ends this before the last sync leaves a file system that nobody may go on with
+        for offset, data in overlay.changes():
+            self._volume.pwrite(data, offset)
+        self._volume.sync()
+        self._failed = False
+
+    def _plan(
+        self,
+        overlay: Overlay,
+        files: Sequence[SourceFile],
+        directories: Sequence[str],
+        on_bytes: Callable[[int], None],
+    ) -> list[_Planned]:
         """Place all files; the content of small ones becomes part of the changes at once."""
         planned = []
         with interrupts.held(), Mount(self._library, overlay) as mount, Tree(mount) as tree:
-            tree.know([path for path, is_directory in self._existing.values() if is_directory])
+            tree.know(directories)
             for source in files:
                 with tree.file(source.path) as inode:
                     if source.size_bytes > SMALL_BYTES:
                         extents = plan_data(mount, overlay, inode, source.size_bytes)
-                        planned.append(_Planned(source=source, extents=extents))
+                        planned.append(_Planned(source=source, extents=extents, cluster_bytes=self._cluster_bytes))
                     else:
                         content = b"".join(bytes(block) for block in _checked_blocks(source))
                         write_small(mount, inode, content)
                         on_bytes(len(content))
         return planned
-
-    def _remember(self, path: str) -> None:
-        self._existing[names.fold(path)] = (path, False)
-        while "/" in path:
-            path = path.rpartition("/")[0]
-            self._existing[names.fold(path)] = (path, True)
 
 
 def _checked_blocks(source: SourceFile) -> Iterator[Buffer]:
@@ -154,10 +200,8 @@ def _write_block(volume: BlockDevice, item: _Planned, position: int, block: memo
             continue
         place = extent.volume_offset + begin - extent.file_offset
         part = block[begin - position : stop - position]
-        if stop == item.source.size_bytes and stop % volume.sector_bytes:
-            tail = len(part) % volume.sector_bytes
-            whole = len(part) - tail
-            volume.pwrite(part[:whole], place)
-            volume.pwrite(bytes(part[whole:]).ljust(volume.sector_bytes, b"\0"), place + whole)
-        else:
-            volume.pwrite(part, place)
+        tail = len(part) % item.cluster_bytes if stop == item.source.size_bytes else 0
+        whole = len(part) - tail
+        volume.pwrite(part[:whole], place)
+        if tail:
+            volume.pwrite(bytes(part[whole:]).ljust(item.cluster_bytes, b"\0"), place + whole)

@@ -7,7 +7,7 @@ straight to the volume in the size they are asked for. A Reader is used by one t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Final, Self
 
@@ -19,9 +19,10 @@ from diskprep.volume.ntfs import names, records
 from diskprep.volume.ntfs.records import Attribute, Geometry, Record, Run
 
 CHUNK_BYTES: Final = 4 * 1024 * 1024
+SYSTEM_FOLDER: Final = "System Volume Information"
 _MFT_WINDOW_BYTES = 64 * 1024
+_INDEX_AT_ONCE_BYTES = 16 * 1024 * 1024
 _ATTRIBUTE_LIST_MAX_BYTES = 256 * 1024
-_SYSTEM_FOLDER = "System Volume Information"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,7 @@ class Stream:
         self._volume, self._attribute = volume, attribute
         self._cluster = geometry.cluster_bytes
         self.size_bytes = attribute.size_bytes
+        self.unit_bytes = 1 if attribute.value is not None else self._cluster
         for run in attribute.runs:
             if run.lcn >= 0 and (run.lcn + run.count) * self._cluster > volume.size_bytes:
                 raise DataDamaged("an NTFS run list refers to clusters outside the volume")
@@ -58,13 +60,27 @@ class Stream:
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes. Raises DataDamaged past the end, or where clusters are missing."""
-        if offset < 0 or length < 0 or offset + length > self.size_bytes:
-            raise DataDamaged(f"bytes {offset} to {offset + length} of a file of {self.size_bytes} were asked for")
+        self._check_range(offset, length)
         if self._attribute.value is not None:
             return self._attribute.value[offset : offset + length]
         buffer = bytearray(length)
-        view = memoryview(buffer)
-        end = min(offset + length, self._attribute.initialized_bytes)  # what was never written reads as zeros
+        self.read_into(memoryview(buffer), offset)
+        return bytes(buffer)
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """Fill `view` with the bytes from `offset`. Raises as `read` does.
+
+        The view may reach past the end, up to a whole `unit_bytes`: so nothing less than a cluster has to be read. What
+        comes there then says nothing.
+        """
+        length = len(view)
+        self._check_range(offset, length, self.unit_bytes)
+        if self._attribute.value is not None:
+            view[:] = self._attribute.value[offset : offset + length]
+            return
+        end = offset + length
+        if end <= self.size_bytes or self._attribute.initialized_bytes < self.size_bytes:
+            end = min(end, self._attribute.initialized_bytes)
         covered = offset
         for run in self._attribute.runs:
             begin, stop = max(run.vcn * self._cluster, offset), min((run.vcn + run.count) * self._cluster, end)
@@ -73,12 +89,24 @@ class Stream:
             if begin != covered:
                 raise DataDamaged("an NTFS run list has a gap")
             covered = stop
+            part = view[begin - offset : stop - offset]
             if run.lcn >= 0:
-                place = run.lcn * self._cluster + begin - run.vcn * self._cluster
-                self._volume.pread_into(view[begin - offset : stop - offset], place)
+                self._volume.pread_into(part, run.lcn * self._cluster + begin - run.vcn * self._cluster)
+            else:
+                part[:] = bytes(len(part))
         if covered < end:
             raise DataDamaged("an NTFS run list is shorter than its file")
-        return bytes(buffer)
+        if covered < offset + length:  # what was never written reads as zeros
+            view[covered - offset :] = bytes(offset + length - covered)
+
+    def chunks(self, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+        """All of it, in chunks of `chunk_bytes`; the last is shorter."""
+        for offset in range(0, self.size_bytes, chunk_bytes):
+            yield self.read(offset, min(chunk_bytes, self.size_bytes - offset))
+
+    def _check_range(self, offset: int, length: int, unit_bytes: int = 1) -> None:
+        if offset < 0 or length < 0 or offset + length > -(-self.size_bytes // unit_bytes) * unit_bytes:
+            raise DataDamaged(f"bytes {offset} to {offset + length} of a file of {self.size_bytes} were asked for")
 
 
 class Reader:
@@ -112,7 +140,7 @@ class Reader:
         while pending:
             prefix, directory = pending.pop()
             for child in self._children(directory).values():
-                if not prefix and child.name == _SYSTEM_FOLDER:
+                if not prefix and child.name == SYSTEM_FOLDER:
                     continue
                 record = self._record(child.number, child.sequence)
                 entry = self._entry(prefix + child.name, record)
@@ -132,9 +160,7 @@ class Reader:
 
     def stream(self, path: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
         """The whole file, in chunks of `chunk_bytes`; the last is shorter."""
-        source = self._stream(path)
-        for offset in range(0, source.size_bytes, chunk_bytes):
-            yield source.read(offset, min(chunk_bytes, source.size_bytes - offset))
+        return self._stream(path).chunks(chunk_bytes)
 
     def extents(self, path: str) -> Sequence[tuple[int, int]]:
         """(volume offset, length) in bytes of a file's clusters, in the order of the file."""
@@ -242,7 +268,7 @@ class Reader:
             raise DataDamaged(f"NTFS record {directory.number} is not a directory")
         block_bytes, node = records.parse_index_root(root.value)
         allocation = directory.find(records.INDEX_ALLOCATION, records.DIRECTORY_INDEX)
-        blocks = None if allocation is None else Stream(self._volume, self.geometry, allocation)
+        blocks = None if allocation is None else self._index_blocks(allocation)
         unit = self.geometry.cluster_bytes if self.geometry.cluster_bytes <= block_bytes else 512
         seen: set[int] = set()
         pending = [node]
@@ -256,6 +282,14 @@ class Reader:
                     raise DataDamaged("an NTFS directory's index is no tree")
                 seen.add(vcn)
                 pending.append(records.parse_index_block(blocks.read(vcn * unit, block_bytes), vcn))
+
+    def _index_blocks(self, allocation: Attribute) -> Stream:
+        """A directory's index blocks; unless they are many, read at once, in the order in which they lie."""
+        blocks = Stream(self._volume, self.geometry, allocation)
+        if blocks.size_bytes > _INDEX_AT_ONCE_BYTES:
+            return blocks
+        held = replace(allocation, value=blocks.read(0, blocks.size_bytes), runs=())
+        return Stream(self._volume, self.geometry, held)
 
     def _lookup(self, path: str) -> Record:
         record = self._record(records.ROOT)
@@ -277,8 +311,11 @@ class Reader:
             record = self._lookup(path)
             if record.is_directory:
                 raise NotFound(f"{path} is a directory")
-            self._open = path, Stream(self._volume, self.geometry, _data(record))
+            self._open = path, self._data(record)
         return self._open[1]
+
+    def _data(self, record: Record) -> Stream:
+        return Stream(self._volume, self.geometry, _data(record))
 
     def _entry(self, path: str, record: Record) -> Entry:
         size = 0 if record.is_directory else _data(record).size_bytes

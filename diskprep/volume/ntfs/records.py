@@ -16,6 +16,7 @@ from diskprep.errors import DataDamaged
 FIRST_USER_RECORD: Final = 24
 ROOT: Final = 5
 BITMAP: Final = 6
+EXTEND: Final = 11
 ATTRIBUTE_LIST: Final = 0x20
 DATA: Final = 0x80
 INDEX_ROOT: Final = 0x90
@@ -131,6 +132,11 @@ class Record:
 
     def find(self, kind: int, name: str = "") -> Attribute | None:
         return next((a for a in self.attributes if a.type == kind and a.name == name), None)
+
+
+def is_in_use(block: bytes) -> bool:
+    """Whether an MFT record says that it is in use; one that is no record at all is not."""
+    return block[:4] == b"FILE" and bool(block[22] & 1)
 
 
 def parse_record(block: bytes, number: int) -> Record:
