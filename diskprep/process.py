@@ -14,8 +14,10 @@ import shutil
 import signal
 import socket
 import subprocess
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 
+from diskprep import errors
 from diskprep.errors import DiskprepError, ToolMissing, UsageError
 
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -206,3 +208,21 @@ def wait(pid: int) -> None:
     """Wait for the end of a child that `fork` started."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, 0)
+
+
+def describe_error(error: BaseException) -> bytes:
+    """An error as a forked child tells it to its parent."""
+    if isinstance(error, DiskprepError):
+        fields = (type(error).__name__, error.message, error.hint)
+    else:  # a traceback's text has no values of variables
+        fields = ("", "".join(traceback.format_exception(error)), "")
+    return "\0".join(field.replace("\0", "") for field in fields).encode("utf-8", "backslashreplace")
+
+
+def revive_error(text: bytes) -> Exception:
+    """What `describe_error` told, to be raised; RuntimeError where it was none of ours."""
+    name, message, hint = text.decode().split("\0")
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, DiskprepError):
+        return kind(message, hint=hint)
+    return RuntimeError(f"a worker process failed:\n{message}")

@@ -11,9 +11,9 @@ import typer
 
 from diskprep import clock
 from diskprep.cli import inputs, output
-from diskprep.cli.disk import recovery_password
 from diskprep.cli.inputs import read_secret
-from diskprep.disk.plan import load_plan
+from diskprep.cli.recovery import recovery_password
+from diskprep.disk.plan import load_plan, require_complete, require_one_job
 from diskprep.disk.record import recorded
 from diskprep.errors import UsageError
 from diskprep.importjob import job as jobs
@@ -48,7 +48,10 @@ def create(
     seed = load_seed(place)
     service = _service(seed, endpoint, token_file)
     seal = load_seal(place.seal_file)
-    sealed = [recorded(place, disk, seal.digest) for disk in load_plan(place.plan_file, seal).disks]
+    plan = load_plan(place.plan_file, seal)
+    require_complete(plan)
+    require_one_job(plan)
+    sealed = [recorded(place, disk, seal.digest) for disk in plan.disks]
     secret = inputs.passphrase(passphrase_file, passphrase_fd, passphrase_command)
     drives = [
         Drive(

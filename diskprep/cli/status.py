@@ -6,6 +6,7 @@ from typing import Any
 
 from diskprep.cli import inputs, output
 from diskprep.disk.plan import load_plan
+from diskprep.disk.record import last_step
 from diskprep.errors import NotFound
 from diskprep.importjob.job import load_job
 from diskprep.seal import load_seal
@@ -22,7 +23,9 @@ def status(staging: inputs.StagingArgument, json: inputs.Json = False) -> None:
     print(f"job {document['job_name']}, staged from {', '.join(map(output.escape, document['sources']))}")
     print(f"sealed: {'yes' if document['sealed'] else 'no'}, {output.size(document['data_bytes'])} to ship")
     for disk in document["disks"]:
-        print(f"disk {disk['serial']}: {disk['packs']} packs, {output.size(disk['bytes'])}")
+        print(f"disk {disk['serial']}: {disk['packs']} packs, {output.size(disk['bytes'])}, {disk['state']}")
+    if document["missing_bytes"]:
+        print(f"not on any disk yet: a further disk of {output.size(document['missing_bytes'])} is needed")
     print(f"import job: {document['job'] or 'not created'}")
     output.next_step(document["next"])
 
@@ -35,6 +38,7 @@ def _status(place: Staging) -> dict[str, Any]:
         "sealed": place.seal_file.exists(),
         "data_bytes": 0,
         "disks": [],
+        "missing_bytes": 0,
         "job": "",
         "next": f"diskprep stage {' '.join(seed.sources)} --staging {place.root} ...",
     }
@@ -48,8 +52,17 @@ def _status(place: Staging) -> dict[str, Any]:
     except NotFound:
         return document
     document["disks"] = [
-        {"serial": disk.serial, "packs": len(disk.packs), "bytes": disk.payload_bytes} for disk in plan.disks
+        {
+            "serial": disk.serial,
+            "packs": len(disk.packs),
+            "bytes": disk.payload_bytes,
+            "state": last_step(place, disk.serial) or "not begun",
+        }
+        for disk in plan.disks
     ]
+    document["missing_bytes"] = plan.missing_bytes
+    if not plan.is_complete or any(disk["state"] != "sealed" for disk in document["disks"]):
+        return document
     document["next"] = f"diskprep job create {place.root} --endpoint URL --token-file FILE"
     try:
         document["job"] = load_job(place).job.name

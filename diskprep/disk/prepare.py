@@ -5,105 +5,32 @@ before the next step starts. Write order on the disk: old content gone, NTFS and
 before metadata), the manifest last; then all is read back through a fresh open, and only then the disk is sealed.
 
 Invariants: the recovery password is in escrow before the disk is touched. A disk without a `sealed` record is
-disposable: the same command starts it over, and nobody takes it for finished, because its manifest is the last file
-written and its hash is known to the journal alone.
+finished for nobody: its manifest is the last file written, and its hash is known to the journal alone. The same command
+goes on after the last whole batch (resume.py), and starts a disk over that cannot be trusted.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import re
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import journal
-from diskprep import clock, durable
-from diskprep.disk import keys, record, target, verify
-from diskprep.disk.plan import BLOCK_BYTES, DiskPlan
-from diskprep.durable import Buffer
-from diskprep.errors import (
-    DataDamaged,
-    DiskRefused,
-    JournalDamaged,
-    Locked,
-    StorageUnavailable,
-)
-from diskprep.events import Emit, Note, Progress
-from diskprep.exchange import manifest as drive_manifest
-from diskprep.seal import SealedFile
-from diskprep.secrets import Secret
-from diskprep.seed import Seed, Staging
-from diskprep.volume import bitlocker
+from diskprep import __version__, clock, durable
+from diskprep.disk import copying, keys, memory, record, target, verify
+from diskprep.disk.resume import resume
+from diskprep.disk.wipe import wipe
+from diskprep.disk.work import Meter, Order, Work
+from diskprep.errors import DiskRefused, JournalDamaged, Locked, ReadBackFailed, StorageUnavailable
+from diskprep.events import Emit, Note
 from diskprep.volume.device import Device, open_for_reading
-from diskprep.volume.format import format_disk, open_disk, read_volume_identity
-from diskprep.volume.ntfs import Filler, SourceFile
+from diskprep.volume.format import format_disk, read_volume_identity
 
-FOLDER = "repository"
-MANIFEST_FILE = f"\\{verify.MANIFEST_PATH}"
-_BATCH_FILES = 64
-_BATCH_BYTES = 4 << 30
-_CLIENT = "diskprep"
 #: How the description of our volumes begins. It is readable without a key, and tells whose a disk is.
 _OURS = re.compile(r"diskprep job (?P<job>\S+) disk (?P<serial>\S+) ")
-
-
-class Wipe(StrEnum):
-    """What becomes of a disk's old content. DISCARD asks the disk to give it up; FULL also writes zeros everywhere."""
-
-    DISCARD = "discard"
-    FULL = "full"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What to do with one disk. `container_sas` goes into the manifest, inside the encrypted volume; nowhere else."""
-
-    target: target.Target
-    share: DiskPlan
-    staging: Staging
-    seed: Seed
-    seal_digest: str
-    container_sas: Secret[str]
-    journal_path: Path
-    method: bitlocker.Method = bitlocker.Method.XTS_AES_256
-    wipe: Wipe = Wipe.DISCARD
-
-    @property
-    def inputs(self) -> dict[str, str]:
-        """What a sealed disk must have been made from to count as done. Digests and names only."""
-        return {
-            "share": record.share_digest(self.share),
-            "seal": self.seal_digest,
-            "signature": hashlib.sha256(self.container_sas.reveal().encode()).hexdigest(),
-            "method": str(self.method),
-        }
-
-
-@dataclass(slots=True)
-class _Run:
-    """The state that the steps of one disk hand on to each other."""
-
-    order: Order
-    journal: journal.Journal
-    emit: Emit
-    device: Device
-    password: Secret[str] = field(default_factory=bitlocker.generate_recovery_password)
-    volume_guid: str = ""
-    filler: Filler | None = None
-    blobs: dict[str, drive_manifest.ManifestBlob] = field(default_factory=dict)
-    manifest_hash: str = ""
-
-    def record(self, type_: str, **fields: Any) -> None:
-        """Append to the journal; what it acknowledged survives. Raises StorageFull or StorageUnavailable."""
-        try:
-            self.journal.append(type_, **fields)
-        except OSError as error:
-            raise durable.storage_error(error, f"write the journal {self.order.journal_path}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +39,7 @@ class Step:
 
     name: str
     says: str
-    action: Callable[[_Run], dict[str, Any]]
+    action: Callable[[Work], dict[str, Any]]
 
 
 def prepare_disk(order: Order, emit: Emit) -> record.PreparedDisk:
@@ -121,15 +48,22 @@ def prepare_disk(order: Order, emit: Emit) -> record.PreparedDisk:
     Raises DiskRefused, DiskFailed, ReadBackFailed, StorageFull, DataDamaged (the staging), JournalDamaged or Locked.
     """
     with target.open_claimed(order.target) as device, _journal(order, emit) as log:
+        fresh = Work(order=order, journal=log, emit=emit, device=device)
         if done := _sealed_before(order, log, device):
-            emit(Note(stage="disk", item=order.share.serial, text=f"disk {order.share.serial} is sealed already"))
+            fresh.note(f"disk {order.serial} is sealed already")
+            _tidy(replace(fresh, volume_guid=done.volume_guid))
             return done
-        run = _Run(order=order, journal=log, emit=emit, device=device)
+        work, finished = resume(fresh, [step.name for step in STEPS])
         for step in STEPS:
-            run.record(step.name, time=clock.rfc3339(clock.now()), **step.action(run))
+            if step.name in finished:
+                continue
+            work.record(step.name, **step.action(work))
+            if step.name in _REDONE:
+                work.redo.clear()
+        _tidy(work)
         made = record.sealed_disk(log.identity, log.records)
         assert made is not None, "the last step seals"
-        return replace(made, recovery_password=run.password)
+        return replace(made, recovery_password=work.password)
 
 
 @contextmanager
@@ -138,7 +72,7 @@ def _journal(order: Order, emit: Emit) -> Iterator[journal.Journal]:
     log = _open_journal(order)
 
     def tell(text: str) -> None:
-        emit(Note(stage="disk", item=order.share.serial, text=text))
+        emit(Note(stage="disk", item=order.serial, text=text))
 
     if log.broken is not None:
         tell(f"the journal ended in a torn record, which was cut; the file as it was is {log.broken}")
@@ -157,7 +91,7 @@ def _journal(order: Order, emit: Emit) -> Iterator[journal.Journal]:
 def _open_journal(order: Order) -> journal.Journal:
     """The disk's journal, new or of an earlier run; its identity must be this disk and this job."""
     identity = {
-        "serial": order.share.serial,
+        "serial": order.serial,
         "size_bytes": order.target.size_bytes,
         "job_name": order.seed.job_name,
         "repository_id": order.seed.repository_id,
@@ -172,7 +106,7 @@ def _open_journal(order: Order) -> journal.Journal:
         if log is None:
             return journal.Journal.create(path, identity, mirror=mirror)
     except journal.JournalLocked:
-        raise Locked(f"another diskprep is working on disk {order.share.serial}", hint="wait for it to end") from None
+        raise Locked(f"another diskprep is working on disk {order.serial}", hint="wait for it to end") from None
     except journal.JournalDamaged as error:
         raise JournalDamaged(str(error), hint=f"move {path} away, then prepare the disk again") from error
     except OSError as error:
@@ -192,7 +126,7 @@ def _sealed_before(order: Order, log: journal.Journal, device: Device) -> record
     Raises DiskRefused for a disk that must not be made anew: another job's, one whose job is created, or one that was
     sealed from other inputs.
     """
-    serial, found = order.share.serial, read_volume_identity(device)
+    serial, found = order.serial, read_volume_identity(device)
     if found is not None and (other := _OURS.match(found[1])) and other["job"] != order.seed.job_name:
         raise DiskRefused(
             f"disk {serial} carries the data of job {other['job']}",
@@ -216,176 +150,83 @@ def _sealed_before(order: Order, log: journal.Journal, device: Device) -> record
     return sealed
 
 
-def _claim(run: _Run) -> dict[str, Any]:
-    order = run.order
-    keys.store(order.staging, order.seed, order.share.serial, run.password)
+def _claim(work: Work) -> dict[str, Any]:
+    order = work.order
+    keys.store(order.staging, order.seed, order.serial, work.password)
     return {
         **order.inputs,
         "packs": len(order.share.packs),
+        "indexes": len(order.share.indexes),
         "payload_bytes": order.share.payload_bytes,
         "path": str(order.target.path),
+        "model": order.target.facts.model if order.target.facts else "",
+        "program": f"diskprep {__version__}",
     }
 
 
-def _wipe(run: _Run) -> dict[str, Any]:
-    """Have the old content gone, so that it does not travel in the free space of the new volume."""
-    discarded = run.device.discard()
-    serial = run.order.share.serial
-    if run.order.wipe is Wipe.FULL and run.device.is_block_device:
-        zeros, size = bytes(BLOCK_BYTES), run.device.size_bytes
-        for offset in range(0, size, BLOCK_BYTES):
-            run.device.pwrite(zeros[: min(BLOCK_BYTES, size - offset)], offset)
-            run.emit(Progress(stage="wipe", item=serial, done_bytes=offset, total_bytes=size))
-        run.device.sync()
-    elif not discarded:
-        text = f"disk {serial} cannot discard: its free space keeps its old content; `--wipe full` overwrites it"
-        run.emit(Note(stage="disk", item=serial, text=text))
-    return {"discarded": discarded, "how": str(run.order.wipe)}
-
-
-def _format(run: _Run) -> dict[str, Any]:
+def _format(work: Work) -> dict[str, Any]:
     moment = clock.now()
     layout = format_disk(
-        run.device,
-        method=run.order.method,
-        label=run.order.seed.job_name[:32],
-        description=f"{_description_of(run.order)}{moment:%m/%d/%Y}",
-        recovery_password=run.password,
+        work.device,
+        method=work.order.method,
+        label=work.order.seed.job_name[:32],
+        description=f"diskprep job {work.order.seed.job_name} disk {work.order.serial} {moment:%m/%d/%Y}",
+        recovery_password=work.password,
         created=moment,
     )
-    run.volume_guid = str(layout.volume_guid)
-    return {"volume_guid": run.volume_guid, "start_bytes": layout.start_bytes}
+    work.volume_guid = str(layout.volume_guid)
+    memory.keep(work.order.memory, work.volume_guid, work.password)
+    work.redo.clear()
+    return {"volume_guid": work.volume_guid, "start_bytes": layout.start_bytes}
 
 
-def _fill(run: _Run) -> dict[str, Any]:
-    """Copy the packs, batch by batch. Each pack is checked against the seal as it is read from the staging."""
-    run.filler = Filler(open_disk(run.device, run.password))
-    meter = _Meter(run, "disk")
-    for batch in _batches(run.order.share.packs):
-        files = [
-            SourceFile(path=f"{FOLDER}/{pack.name}", size_bytes=pack.size_bytes, blocks=_reader(run, pack))
-            for pack in batch
-        ]
-        run.filler.write(files, on_bytes=meter.add)
-        run.record("batch", files=len(batch), size_bytes=sum(pack.size_bytes for pack in batch))
-    return {"files": len(run.blobs)}
+def _read_back(work: Work) -> dict[str, Any]:
+    work.device.sync()
+    began_s = clock.monotonic_s()
+    meter = Meter(work, "read-back", total_bytes=work.order.share.payload_bytes)
+    with open_for_reading(work.order.target.path) as fresh:
+        if fresh.identity != work.device.identity:
+            raise DiskRefused(f"{work.order.target.path} is another disk by now", hint="give the same command again")
+        try:
+            found = verify.read_back(
+                fresh,
+                work.password,
+                serial=work.order.serial,
+                expected_manifest_hash=work.manifest_hash,
+                on_bytes=meter.add,
+            )
+        except ReadBackFailed as error:
+            work.distrust(error.message)
+            raise
+    return {"files": found.files, "size_bytes": found.size_bytes, "seconds": round(clock.monotonic_s() - began_s, 3)}
 
 
-def _write_manifest(run: _Run) -> dict[str, Any]:
-    manifest = drive_manifest.DriveManifest(
-        drive_id=run.order.share.serial,
-        container_sas=run.order.container_sas,
-        account_key=None,
-        client_creator=_CLIENT,
-        blobs=tuple(run.blobs[pack.name] for pack in run.order.share.packs),
-    )
-    data = drive_manifest.write_manifest(manifest)
-    run.manifest_hash = drive_manifest.manifest_hash(data)
-
-    def blocks() -> Iterator[Buffer]:
-        for offset in range(0, len(data), BLOCK_BYTES):
-            yield data[offset : offset + BLOCK_BYTES]
-
-    assert run.filler is not None, "the disk is filled before its manifest is written"
-    run.filler.write([SourceFile(path=verify.MANIFEST_PATH, size_bytes=len(data), blocks=blocks)])
-    return {"file": MANIFEST_FILE, "hash": run.manifest_hash, "size_bytes": len(data)}
-
-
-def _read_back(run: _Run) -> dict[str, Any]:
-    run.blobs.clear()  # a large disk has many; the manifest on it holds them now
-    run.device.sync()
-    meter = _Meter(run, "read-back")
-    with open_for_reading(run.order.target.path) as fresh:
-        found = verify.read_back(
-            fresh,
-            run.password,
-            serial=run.order.share.serial,
-            expected_manifest_hash=run.manifest_hash,
-            on_bytes=meter.add,
-        )
-    return {"files": found.files, "size_bytes": found.size_bytes}
-
-
-def _seal(run: _Run) -> dict[str, Any]:
+def _seal(work: Work) -> dict[str, Any]:
     """The mirror is what other computers read, so it has to be there to the last record."""
-    if run.journal.mirror_error:
+    if work.journal.mirror_error:
         raise StorageUnavailable(
-            f"the journal's mirror in the staging cannot be written: {run.journal.mirror_error}",
+            f"the journal's mirror in the staging cannot be written: {work.journal.mirror_error}",
             hint="make the staging writable, then give the same command again",
         )
-    return {"manifest_hash": run.manifest_hash, "volume_guid": run.volume_guid}
+    return {"manifest_hash": work.manifest_hash, "volume_guid": work.volume_guid}
+
+
+def _tidy(work: Work) -> None:
+    """Remove what only an unfinished disk needs."""
+    memory.forget(work.order.memory, work.volume_guid)
+    work.redo.clear()
+    with contextlib.suppress(OSError):
+        work.blocks_path.unlink(missing_ok=True)
 
 
 STEPS = (
     Step("claimed", "put a new recovery password into escrow", _claim),
-    Step("wiped", "have the old content discarded, or overwritten", _wipe),
+    Step("wiped", "have the old content discarded, or overwritten", wipe),
     Step("formatted", "write GPT, BitLocker and NTFS; unlock it again", _format),
-    Step("filled", "copy the packs, checking each against the seal", _fill),
-    Step("manifest", "write DriveManifest.xml", _write_manifest),
+    Step("filled", "copy the packs and their index files, checking each against the seal", copying.fill),
+    Step("manifest", "write DriveManifest.xml", copying.write_manifest),
     Step("verified", "read everything back through a fresh open and compare", _read_back),
     Step("sealed", "declare the disk finished", _seal),
 )
-
-
-def _description_of(order: Order) -> str:
-    return f"diskprep job {order.seed.job_name} disk {order.share.serial} "
-
-
-class _Meter:
-    """Turns byte counts from several threads into cumulative Progress events of one disk."""
-
-    def __init__(self, run: _Run, stage: str) -> None:
-        self._run, self._stage, self._done, self._lock = run, stage, 0, threading.Lock()
-
-    def add(self, count: int) -> None:
-        with self._lock:
-            self._done += count
-            share = self._run.order.share
-            self._run.emit(
-                Progress(stage=self._stage, item=share.serial, done_bytes=self._done, total_bytes=share.payload_bytes)
-            )
-
-
-def _reader(run: _Run, pack: SealedFile) -> Callable[[], Iterator[Buffer]]:
-    """Blocks of a pack for the filler. At the end it has proven the pack's SHA-256 and knows each block's MD5."""
-
-    def blocks() -> Iterator[Buffer]:
-        path = run.order.staging.repository / pack.name
-        whole, offset, found = hashlib.sha256(), 0, []
-        try:
-            with path.open("rb", buffering=0) as stream:
-                while data := stream.read(BLOCK_BYTES):
-                    while len(data) < BLOCK_BYTES and (more := stream.read(BLOCK_BYTES - len(data))):
-                        data += more
-                    whole.update(data)
-                    found.append(drive_manifest.block_of(offset, data))
-                    offset += len(data)
-                    yield data
-        except OSError as error:
-            raise StorageUnavailable(f"cannot read {path} in the staging: {error.strerror}") from error
-        if whole.hexdigest() != pack.sha256 or offset != pack.size_bytes:
-            raise DataDamaged(
-                f"{path} in the staging is not what the seal says",
-                hint="stage again: the staging was changed or damaged",
-            )
-        run.blobs[pack.name] = drive_manifest.ManifestBlob(
-            blob_path=f"{run.order.seed.container}/{pack.name}",
-            file_path=f"\\{FOLDER}\\" + pack.name.replace("/", "\\"),
-            length_bytes=pack.size_bytes,
-            blocks=tuple(found),
-        )
-
-    return blocks
-
-
-def _batches(packs: Sequence[SealedFile]) -> Iterator[list[SealedFile]]:
-    batch: list[SealedFile] = []
-    size = 0
-    for pack in packs:
-        if batch and (len(batch) == _BATCH_FILES or size + pack.size_bytes > _BATCH_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(pack)
-        size += pack.size_bytes
-    if batch:
-        yield batch
+#: Steps whose redo record is needed until the journal has them.
+_REDONE = ("manifest",)

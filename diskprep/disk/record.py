@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,12 @@ class PreparedDisk:
 
 
 def share_digest(share: DiskPlan) -> str:
-    """SHA-256 in hex of the names of the packs of a share, in order."""
-    return hashlib.sha256("\n".join(pack.name for pack in share.packs).encode()).hexdigest()
+    """SHA-256 in hex of the names of the packs and index files of a share, in order."""
+    digest, separator = hashlib.sha256(), b""
+    for file in itertools.chain(share.packs, share.indexes):
+        digest.update(separator + file.name.encode())
+        separator = b"\n"
+    return digest.hexdigest()
 
 
 def recorded(staging: Staging, share: DiskPlan, seal_digest: str) -> PreparedDisk:
@@ -70,20 +75,34 @@ def recorded_disk(staging: Staging, serial: str) -> PreparedDisk:
     return sealed
 
 
+def last_step(staging: Staging, serial: str) -> str:
+    """The type of the last record in the mirror of a disk's journal; "" when there is none or it cannot be read."""
+    try:
+        return journal.read(staging.journals / f"{keys.check_serial(serial)}.journal")[-1].type
+    except (OSError, journal.JournalDamaged):
+        return ""
+
+
 def sealed_disk(identity: Mapping[str, Any], records: Sequence[journal.Record]) -> PreparedDisk | None:
-    """The disk that a journal describes, or None when its last word is not that it is sealed."""
+    """The disk that a journal describes, or None when its last word is not that it is sealed. Raises JournalDamaged."""
     if not records or records[-1].type != "sealed":
         return None
     last = {record.type: record.fields for record in records}
-    return PreparedDisk(
-        serial=str(identity["serial"]),
-        path=Path(str(last["claimed"]["path"])),
-        size_bytes=int(identity["size_bytes"]),
-        payload_bytes=int(last["claimed"]["payload_bytes"]),
-        files=int(last["claimed"]["packs"]),
-        manifest_file=str(last["manifest"]["file"]),
-        manifest_hash=str(last["manifest"]["hash"]),
-        volume_guid=str(last["formatted"]["volume_guid"]),
-        share=str(last["claimed"]["share"]),
-        seal=str(last["claimed"]["seal"]),
-    )
+    try:
+        return PreparedDisk(
+            serial=str(identity["serial"]),
+            path=Path(str(last["claimed"]["path"])),
+            size_bytes=int(identity["size_bytes"]),
+            payload_bytes=int(last["claimed"]["payload_bytes"]),
+            files=int(last["claimed"]["packs"]) + int(last["claimed"].get("indexes", 0)),
+            manifest_file=str(last["manifest"]["file"]),
+            manifest_hash=str(last["manifest"]["hash"]),
+            volume_guid=str(last["formatted"]["volume_guid"]),
+            share=str(last["claimed"]["share"]),
+            seal=str(last["claimed"]["seal"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise JournalDamaged(
+            f"the journal of a disk says that it is sealed, and lacks what belongs to that: {error}",
+            hint="prepare the disk again",
+        ) from None

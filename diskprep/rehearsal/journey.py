@@ -19,8 +19,9 @@ from pathlib import Path
 from diskprep import cleanup, clock, compare, durable, replica
 from diskprep.datacenter.server import Datacenter
 from diskprep.disk import plan as disk_plan
-from diskprep.disk import prepare, target
+from diskprep.disk import target, together
 from diskprep.disk.record import PreparedDisk
+from diskprep.disk.work import Order
 from diskprep.errors import DataDamaged, DiskprepError, RestoreDiffers, SourceIncomplete, UsageError
 from diskprep.events import Emit, Note
 from diskprep.importjob import job as import_job
@@ -235,29 +236,29 @@ def _prepare(trip: _Trip, seed: Seed, seal: Seal) -> list[PreparedDisk]:
     disk_plan.save_plan(trip.staging.plan_file, plan)
     trip.account.container(CONTAINER)  # a signature opens a container, it cannot make one
     sas = trip.account.container_sas(CONTAINER, clock.now() + timedelta(days=1))
-    prepared = []
+    orders = [
+        Order(
+            target=target.parse(str(folder / f"{share.serial}.img"), image_bytes=share.size_bytes),
+            share=share,
+            staging=trip.staging,
+            seed=seed,
+            seal_digest=seal.digest,
+            container_sas=sas,
+            journal_path=trip.root / "journals" / f"{share.serial}.journal",
+            method=trip.options.method,
+        )
+        for share in plan.disks
+    ]
     with trip.summary.stage("disks") as meter:
-        for share in plan.disks:
-            image = folder / f"{share.serial}.img"
-            order = prepare.Order(
-                target=target.parse(str(image), image_bytes=share.size_bytes),
-                share=share,
-                staging=trip.staging,
-                seed=seed,
-                seal_digest=seal.digest,
-                container_sas=sas,
-                journal_path=trip.root / "journals" / f"{share.serial}.journal",
-                method=trip.options.method,
-            )
-            disk = prepare.prepare_disk(order, trip.emit)
-            prepared.append(disk)
-            meter.bytes += disk.payload_bytes
-            trip.say(
-                "disks",
-                f"{disk.serial}: {disk.files} packs, {disk.payload_bytes / 1e6:.1f} MB, BitLocker {order.method}, "
-                "read back and sealed",
-            )
-            trip.summary.disks.append(DiskFigures(serial=disk.serial, image=_shown(image), bytes=disk.payload_bytes))
+        prepared = together.check(together.prepare_disks(orders, trip.emit))
+        meter.bytes = sum(disk.payload_bytes for disk in prepared)
+    for disk in prepared:
+        trip.say(
+            "disks",
+            f"{disk.serial}: {disk.files} files, {disk.payload_bytes / 1e6:.1f} MB, BitLocker {trip.options.method}, "
+            "read back and sealed",
+        )
+        trip.summary.disks.append(DiskFigures(serial=disk.serial, image=_shown(disk.path), bytes=disk.payload_bytes))
     return prepared
 
 
@@ -424,12 +425,18 @@ def _plan(options: Options, seal: Seal) -> disk_plan.Plan:
     """As many disks as the data needs, of the size asked for; all of them are used."""
     count = options.disks or 2
     if options.disk_bytes is None:
-        size = disk_plan.size_for(seal.data_packs, count)
+        packs = seal.data_packs
+        size = disk_plan.size_for(packs, count, indexes=seal.indexes_of(packs))
     else:
         size = options.disk_bytes
         if options.disks is None:
-            count = len(disk_plan.make_plan(seal, _offers(disk_plan.MAX_DRIVES, size)).disks)
-    return disk_plan.make_plan(seal, _offers(count, size), spread=True)
+            fewest = disk_plan.make_plan(seal, _offers(disk_plan.MAX_DRIVES, size))
+            disk_plan.require_complete(fewest)
+            count = len(fewest.disks)
+    plan = disk_plan.make_plan(seal, _offers(count, size), spread=True)
+    disk_plan.require_complete(plan)
+    disk_plan.require_one_job(plan)
+    return plan
 
 
 def _offers(count: int, size_bytes: int) -> list[disk_plan.Offer]:

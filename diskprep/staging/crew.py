@@ -13,12 +13,11 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from diskprep import errors, interrupts, process
+from diskprep import interrupts, process
 from diskprep.errors import DiskprepError, StorageUnavailable
 
 MESSAGE_BYTES = 64 << 10
@@ -156,7 +155,7 @@ def _serve(end: socket.socket, worker: Worker) -> None:
         except ConnectionError:
             return
         except BaseException as error:  # noqa: BLE001 - it is raised again in the parent
-            text = _describe(error)
+            text = process.describe_error(error)
             end.sendall(_HEADER.pack(_ERROR, len(text)) + text)
         if order != _WORK:
             return
@@ -169,7 +168,7 @@ def _receive(member: _Member) -> bytes:
     except OSError:
         raise _ended(member) from None
     if kind == _ERROR:
-        raise _revived(answer)
+        raise process.revive_error(answer)
     return answer
 
 
@@ -183,22 +182,6 @@ def _exactly(end: socket.socket, length: int) -> bytes:
             raise ConnectionResetError
         view = view[count:]
     return bytes(data)
-
-
-def _describe(error: BaseException) -> bytes:
-    if isinstance(error, DiskprepError):
-        fields = (type(error).__name__, error.message, error.hint)
-    else:  # a traceback's text has no values of variables
-        fields = ("", "".join(traceback.format_exception(error)), "")
-    return "\0".join(field.replace("\0", "") for field in fields).encode("utf-8", "backslashreplace")
-
-
-def _revived(text: bytes) -> Exception:
-    name, message, hint = text.decode().split("\0")
-    kind = getattr(errors, name, None)
-    if isinstance(kind, type) and issubclass(kind, DiskprepError):
-        return kind(message, hint=hint)
-    return RuntimeError(f"a worker process failed:\n{message}")
 
 
 def _ended(member: _Member) -> StorageUnavailable:

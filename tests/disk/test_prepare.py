@@ -18,7 +18,7 @@ from support import need_root, run
 
 import journal
 from diskprep import durable, escrow, events
-from diskprep.disk import keys, prepare, record, target, verify
+from diskprep.disk import keys, prepare, record, target, verify, work
 from diskprep.disk import plan as plans
 from diskprep.errors import (
     DataDamaged,
@@ -76,10 +76,10 @@ class Bench:
         )
         save_seed(self.staging, self.seed)
 
-    def order(self, disk: str | None = None, *, size: int = 128 * MIB) -> prepare.Order:
+    def order(self, disk: str | None = None, *, size: int = 128 * MIB) -> work.Order:
         wanted = target.parse(disk or str(self.root / "WD-0001.img"), image_bytes=size)
         share = plans.make_plan(self.seal, [wanted.offer]).disks[0]
-        return prepare.Order(
+        return work.Order(
             target=wanted,
             share=share,
             staging=self.staging,
@@ -98,7 +98,7 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
-def read_all(bench: Bench, order: prepare.Order) -> dict[str, bytes]:
+def read_all(bench: Bench, order: work.Order) -> dict[str, bytes]:
     with open_for_reading(order.target.path) as device, Reader(open_disk(device, bench.password())) as reader:
         return {e.path: b"".join(reader.stream(e.path)) for e in reader.list() if not e.is_directory}
 

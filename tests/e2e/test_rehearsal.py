@@ -107,10 +107,10 @@ def test_the_five_inputs_are_in_the_seed(kept: Kept) -> None:
         assert seed[name]
 
 
-def test_no_key_travels_and_only_data_packs_do(kept: Kept) -> None:
+def test_no_key_travels_and_nothing_but_data_packs_and_their_index_does(kept: Kept) -> None:
     imported = [p for p in (kept.root / "container").rglob("*") if p.is_file()]
     kinds = {p.relative_to(kept.root / "container").parts[0] for p in imported}
-    assert kinds == {"data", "waies"}
+    assert kinds == {"data", "index", "waies"}
     shipped = {p.name for p in imported if len(p.name) == 64}
     trees = {p.name for p in (kept.root / "staging/repository/data").rglob("*") if p.is_file()} - shipped
     assert trees
