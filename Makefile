@@ -1,6 +1,6 @@
 # Two commands for a newcomer: `make rehearse` and `make test`. Each does its own set-up.
 .POSIX:
-.PHONY: rehearse test check fast bench clean
+.PHONY: rehearse test check fast bench bench-disks vm clean
 
 rehearse:
 	@.ci/prepare run
@@ -27,6 +27,18 @@ fast:
 bench:
 	@.ci/prepare bench
 	@.venv/bin/python benchmarks/staging.py --document docs/performance.md $(BENCH)
+
+# Disks: diskprep beside dd, raw reads and copying by hand; `by hand` needs root and FUSE.
+bench-disks:
+	@.ci/prepare bench
+	@.venv/bin/python benchmarks/disks.py --document docs/performance.md $(BENCH)
+
+# Our wheel on a Debian with SATA disks in a virtual machine, whose own kernel then opens what was prepared. Takes
+# minutes, and root once for what it boots; not a part of `make test`. docs/reference/copy-computer.md tells more.
+vm:
+	@.ci/prepare test
+	@.ci/vm-image
+	@.venv/bin/python -m pytest -x -v -p no:cacheprovider --durations=0 tests/vm
 
 clean:
 	rm -rf .venv .cache dist build

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -219,8 +219,17 @@ def roomy_tmpfs(size: int) -> Path | None:
 # --- the meter -------------------------------------------------------------------------------------------------------
 
 
-def metered(command: Sequence[str], *, environment: Mapping[str, str], limit_s: float) -> Reading:
-    """Run `command` to its end. Raises Failed when it fails or outlasts `limit_s`."""
+def metered(
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    limit_s: float,
+    look: Callable[[Sequence[int]], None] | None = None,
+) -> Reading:
+    """Run `command` to its end. `look` is shown the processes' ids each time they are looked at, the first one's first.
+
+    Raises Failed when it fails or outlasts `limit_s`.
+    """
     with tempfile.TemporaryFile() as said:
         start = time.perf_counter()
         process = subprocess.Popen(
@@ -231,7 +240,7 @@ def metered(command: Sequence[str], *, environment: Mapping[str, str], limit_s: 
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        sampler = _Sampler(process.pid, deadline=start + limit_s)
+        sampler = _Sampler(process.pid, deadline=start + limit_s, look=look)
         sampler.start()
         try:
             _, status, usage = os.wait4(process.pid, 0)
@@ -258,13 +267,14 @@ def metered(command: Sequence[str], *, environment: Mapping[str, str], limit_s: 
 class _Sampler(threading.Thread):
     """Looks at a process and its descendants five times a second, and ends their session after `deadline`."""
 
-    def __init__(self, pid: int, *, deadline: float) -> None:
+    def __init__(self, pid: int, *, deadline: float, look: Callable[[Sequence[int]], None] | None) -> None:
         super().__init__(daemon=True)
         self.pss_bytes = 0
         self.rss_bytes = 0
         self.expired = False
         self._pid = pid
         self._deadline = deadline
+        self._look = look
         self._stopped = threading.Event()
 
     def run(self) -> None:
@@ -276,8 +286,10 @@ class _Sampler(threading.Thread):
                 family = [self._pid, *(child.pid for child in root.children(recursive=True))]
             except psutil.NoSuchProcess:
                 return
-            self.pss_bytes = max(self.pss_bytes, sum(_field(pid, "smaps_rollup", "Pss:") for pid in family))
-            self.rss_bytes = max(self.rss_bytes, *(_field(pid, "status", "VmHWM:") for pid in family))
+            self.pss_bytes = max(self.pss_bytes, sum(kernel_field(pid, "smaps_rollup", "Pss:") for pid in family))
+            self.rss_bytes = max(self.rss_bytes, *(kernel_field(pid, "status", "VmHWM:") for pid in family))
+            if self._look is not None:
+                self._look(family)
             if time.perf_counter() > self._deadline and not self.expired:
                 self.expired = True
                 os.killpg(self._pid, signal.SIGKILL)
@@ -287,7 +299,7 @@ class _Sampler(threading.Thread):
         self.join()
 
 
-def _field(pid: int, file: str, name: str) -> int:
+def kernel_field(pid: int, file: str, name: str) -> int:
     """The field `name`, kept in kB by the kernel, in bytes; 0 when the process is gone."""
     try:
         for line in Path(f"/proc/{pid}/{file}").read_text().splitlines():

@@ -61,6 +61,11 @@ def megabytes(size: float) -> str:
 
 def circumstances(bench: Bench, tools: Sequence[Tool]) -> str:
     """What was measured on what, as a list."""
+    return conditions(bench, [tool.version() for tool in tools])
+
+
+def conditions(bench: Bench, versions: Sequence[str], *, sources: str = "sources in the page cache") -> str:
+    """The same for a benchmark whose tools are no backup tools."""
     cores = os.cpu_count() or 1
     memory = psutil.virtual_memory().total / GIB
     where = " and ".join(sorted(bench.written_to))
@@ -68,8 +73,8 @@ def circumstances(bench: Bench, tools: Sequence[Tool]) -> str:
     lines = [
         f"{datetime.now(UTC):%Y-%m-%d}, {cores} cores of {_processor()}, {memory:.0f} GiB of memory, "
         f"Linux {platform.release()}",
-        "; ".join(tool.version() for tool in tools) + f"; Python {platform.python_version()}",
-        f"each run {repeated}; sources in the page cache, written to {where}",
+        "; ".join(versions) + f"; Python {platform.python_version()}",
+        f"each run {repeated}; {sources}, written to {where}",
     ]
     if bench.scale != 1:
         lines.append(f"**at scale {bench.scale:g}: to try the benchmark out, not to be compared**")

@@ -74,7 +74,7 @@ def stage(bench: Bench) -> Tool:
         where = ["--staging", str(place.repository), "--passphrase-file", str(place.passphrase_file)]
         return Job(command=[str(bench.diskprep), "stage", str(source), *where, *trip])
 
-    return Tool("diskprep", job, lambda: _diskprep_version(bench))
+    return Tool("diskprep", job, lambda: diskprep_version(bench))
 
 
 def vault(bench: Bench) -> Tool:
@@ -87,7 +87,7 @@ def vault(bench: Bench) -> Tool:
         command = [str(bench.diskprep), "vault", "backup", str(source), *where]
         return Job(prepare=made.prepare, command=command, environment=made.environment)
 
-    return Tool("diskprep", job, lambda: _diskprep_version(bench))
+    return Tool("diskprep", job, lambda: diskprep_version(bench))
 
 
 def restic(bench: Bench) -> Tool:
@@ -101,7 +101,7 @@ def restic(bench: Bench) -> Tool:
         }
         return Job(prepare=[program, "init"], command=[program, "backup", str(source)], environment=environment)
 
-    return Tool("restic", job, lambda: " ".join(_said(program, "version").split()[:2]))
+    return Tool("restic", job, lambda: " ".join(first_line(program, "version").split()[:2]))
 
 
 def borg(_: Bench) -> Tool:
@@ -115,7 +115,7 @@ def borg(_: Bench) -> Tool:
             },
         )
 
-    return Tool("borg", job, lambda: _said("borg", "--version"))
+    return Tool("borg", job, lambda: first_line("borg", "--version"))
 
 
 def tar(_: Bench) -> Tool:
@@ -129,8 +129,8 @@ def tar(_: Bench) -> Tool:
         return Job(prepare=["mkdir", str(place.repository)], command=["bash", "-o", "pipefail", "-c", pipe])
 
     def version() -> str:
-        zstd = next(word for word in _said("zstd", "--version").split() if word.startswith("v")).strip("v,")
-        tar, openssl = _said("tar", "--version").split()[-1], _said("openssl", "version").split()[1]
+        zstd = next(word for word in first_line("zstd", "--version").split() if word.startswith("v")).strip("v,")
+        tar, openssl = first_line("tar", "--version").split()[-1], first_line("openssl", "version").split()[1]
         return f"tar {tar}, zstd {zstd}, openssl {openssl}"
 
     return Tool("tar, zstd, openssl", job, version)
@@ -142,14 +142,15 @@ def copy(_: Bench) -> Tool:
     def job(place: Place, source: Path) -> Job:
         return Job(command=["cp", "-a", str(source), str(place.repository)])
 
-    return Tool("cp -a", job, lambda: f"cp {_said('cp', '--version').split()[-1]}")
+    return Tool("cp -a", job, lambda: f"cp {first_line('cp', '--version').split()[-1]}")
 
 
-def _diskprep_version(bench: Bench) -> str:
-    version = _said(str(bench.diskprep), "--version")
+def diskprep_version(bench: Bench) -> str:
+    """Of the diskprep under test, with the state of the working tree when it is the one here."""
+    version = first_line(str(bench.diskprep), "--version")
     if not bench.diskprep.is_relative_to(ROOT):
         return version
-    return f"{version} ({_said('git', '-C', str(ROOT), 'describe', '--always', '--dirty')})"
+    return f"{version} ({first_line('git', '-C', str(ROOT), 'describe', '--always', '--dirty')})"
 
 
 def _run(command: list[str], environment: Mapping[str, str]) -> str:
@@ -167,10 +168,10 @@ def _run(command: list[str], environment: Mapping[str, str]) -> str:
     return done.stdout
 
 
-def _said(*command: str) -> str:
+def first_line(*command: str) -> str:
     """The first line a program prints about itself."""
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     except OSError:
         raise SystemExit(f"{command[0]} is missing; `.ci/prepare bench` installs what the benchmarks need") from None
-    return (done.stdout.strip() or "unknown").splitlines()[0]
+    return (done.stdout.strip() or done.stderr.strip() or "unknown").splitlines()[0]
