@@ -26,6 +26,7 @@ _FOR_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 #: program -> Debian package that has it
 PACKAGES = {
+    "fallocate": "util-linux",
     "mkntfs": "ntfs-3g",
     "blkdiscard": "util-linux",
     "smartctl": "smartmontools",
@@ -213,7 +214,8 @@ def wait(pid: int) -> None:
 def describe_error(error: BaseException) -> bytes:
     """An error as a forked child tells it to its parent."""
     if isinstance(error, DiskprepError):
-        fields = (type(error).__name__, error.message, error.hint)
+        known = next(kind for kind in type(error).__mro__ if getattr(errors, kind.__name__, None) is kind)
+        fields = (known.__name__, error.message, error.hint)
     else:  # a traceback's text has no values of variables
         fields = ("", "".join(traceback.format_exception(error)), "")
     return "\0".join(field.replace("\0", "") for field in fields).encode("utf-8", "backslashreplace")

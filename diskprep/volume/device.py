@@ -16,12 +16,13 @@ import fcntl
 import os
 import stat
 import struct
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from diskprep import durable
+from diskprep import durable, process
 from diskprep.durable import Buffer
 from diskprep.errors import DiskFailed, DiskprepError, Locked
 
@@ -36,6 +37,7 @@ _SG_IO = 0x2285
 _SG_HEADER = "@iiBBHIPPPIIiPBBBBHHiII4x"  # struct sg_io_hdr
 _ATA_BYTES = 512
 _PAGE_BYTES = 4096
+_ZEROS_BYTES = 4 << 20
 _PAST_CACHE_BYTES = 64 * 1024
 
 
@@ -192,15 +194,26 @@ class Device:
             if self._block:
                 fcntl.ioctl(self._descriptor, _BLKDISCARD, struct.pack("QQ", 0, self._size))
             else:
-                os.ftruncate(self._descriptor, 0)
-                os.ftruncate(self._descriptor, self._size)
+                self._punch()
             os.fsync(self._descriptor)
         except OSError as error:
-            if self._block and error.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL):
+            if self._block and error.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EREMOTEIO):
                 return False
             self._failed = True
             raise DiskFailed(f"cannot discard what is on {self._path}: {error.strerror}") from error
         return True
+
+    def _punch(self) -> None:
+        """Make an image one hole, or zeros where the file system has no holes. It is never shorter meanwhile, not even
+        for who is killed: nobody would know the disk any more."""
+        place, length = f"/proc/self/fd/{self._descriptor}", str(self._size)
+        try:
+            process.run(["fallocate", "--punch-hole", "--length", length, place], pass_fds=[self._descriptor])
+        except DiskprepError:
+            zeros = bytes(_ZEROS_BYTES)
+            for offset, count in self.data_extents():
+                for at in range(offset, offset + count, _ZEROS_BYTES):
+                    self.pwrite(memoryview(zeros)[: min(_ZEROS_BYTES, offset + count - at)], at)
 
     def drop_cache(self) -> None:
         """Forget cached pages, so that the next reads come from the medium. Call after `sync`. Raises DiskFailed."""
@@ -278,19 +291,38 @@ def open_for_writing(path: Path) -> Device:
 
 
 def create_image(path: Path, size_bytes: int) -> None:
-    """Create an empty sparse image. Raises StorageFull, StorageUnavailable, or Locked when `path` exists."""
+    """Create an empty sparse image. It has its size from the moment it has its name.
+
+    Raises StorageFull, StorageUnavailable, or Locked when `path` exists.
+    """
+    temporary = path.with_name(f"{durable.TEMPORARY_PREFIX}{uuid.uuid4().hex}")
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(descriptor, size_bytes)
             os.fsync(descriptor)
+            _name(temporary, path)
         finally:
             os.close(descriptor)
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
         durable.fsync_directory(path.parent)
     except FileExistsError as error:
         raise Locked(f"{path} exists already", hint="choose another name, or remove it yourself") from error
     except OSError as error:
         raise durable.storage_error(error, f"create the image {path}") from error
+
+
+def _name(temporary: Path, path: Path) -> None:
+    """Give a file its name, which must be free. Raises OSError."""
+    try:
+        path.hardlink_to(temporary)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        if path.exists():  # a file system without hard links
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        temporary.rename(path)
 
 
 def open_memory(size_bytes: int) -> Device:
