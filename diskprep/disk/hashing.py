@@ -25,7 +25,7 @@ from diskprep.exchange import md5
 if TYPE_CHECKING:
     from hashlib import _Hash as HASH
 
-RING_BLOCKS: Final = 2 * md5.LANES  # one half is filled while the other is hashed
+RING_BLOCKS: Final = md5.LANES + 4  # some are filled while those of a group are hashed
 _READERS = 2
 _PIECE_BYTES = 1 << 20
 
@@ -137,7 +137,7 @@ class _Ring:
     def take_out(self, on_bytes: Callable[[int], None]) -> Iterator[Hashed]:
         """Wait for the oldest block; its file, if it was the last of it."""
         block = self.blocks.popleft()
-        assert block.sha256 is not None, "the ring has room for two groups"
+        assert block.sha256 is not None, "the ring has room for more than a group"
         assert block.md5s is not None
         digest, md5s = block.sha256.result(), block.md5s.result()
         if block.data:

@@ -16,22 +16,27 @@ from diskprep import durable
 from diskprep.secrets import Secret
 
 _IN_MEMORY = ("tmpfs", "ramfs")
+_SHARED = Path("/dev/shm")  # noqa: S108  a folder of one's own in there, checked; where /run is not memory
 
 
 def place() -> Path | None:
     """The folder for this user's passwords; None where there is no memory to keep them in."""
-    above = Path("/run") if os.geteuid() == 0 else Path(os.environ.get("XDG_RUNTIME_DIR") or "/nowhere")
-    folder = above / "diskprep"
+    user = os.geteuid()
+    own = Path("/run") if user == 0 else Path(os.environ.get("XDG_RUNTIME_DIR") or "/nowhere")
     try:
-        if not _is_memory(above):
-            return None
-        folder.mkdir(mode=0o700, exist_ok=True)
-        status = folder.lstat()
-        in_memory = _is_memory(folder)  # a disk may be mounted right there
+        if _is_memory(own):
+            return _closed(own / "diskprep")
+        return _closed(_SHARED / f"diskprep-{user}") if _is_memory(_SHARED) else None
     except OSError:
         return None
+
+
+def _closed(folder: Path) -> Path | None:
+    """`folder`, made where it does not exist, when it is in memory, this user's, and closed to others."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
     ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
-    return folder if ours and in_memory else None
+    return folder if ours and _is_memory(folder) else None  # a disk may be mounted right there
 
 
 def keep(folder: Path | None, volume: str, password: Secret[str]) -> None:
@@ -58,7 +63,10 @@ def forget(folder: Path | None, volume: str) -> None:
 
 
 def _is_memory(path: Path) -> bool:
-    number = path.stat().st_dev
+    try:
+        number = path.stat().st_dev
+    except FileNotFoundError:
+        return False
     wanted = f"{os.major(number)}:{os.minor(number)}"
     for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
         fields = line.split(" ")

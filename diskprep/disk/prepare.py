@@ -158,7 +158,7 @@ def _claim(work: Work) -> dict[str, Any]:
         "packs": len(order.share.packs),
         "indexes": len(order.share.indexes),
         "payload_bytes": order.share.payload_bytes,
-        "path": str(order.target.path),
+        "path": str(order.target.path.absolute()),
         "model": order.target.facts.model if order.target.facts else "",
         "program": f"diskprep {__version__}",
     }

@@ -2,7 +2,7 @@
 
 Order: the file table, the directories, the manifest; then all files, in the order in which they lie on the disk. What
 the manifest says of a file is kept as one short fingerprint of its blocks' MD5s and its name, so that memory does not
-grow with the size of the files: 70 bytes a file, and 64 MiB for what is being hashed.
+grow with the size of the files: 70 bytes a file, and 48 MiB for what is being hashed.
 """
 
 from __future__ import annotations

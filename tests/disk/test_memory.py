@@ -102,8 +102,19 @@ def test_somebody_elses_folder_is_refused(runtime: Path) -> None:
     assert memory.place() is None
 
 
+def test_where_a_users_folder_is_not_memory_the_shared_one_serves(
+    runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/nonexistent")
+    monkeypatch.setattr(memory, "_SHARED", runtime)
+    folder = memory.place()
+    assert folder == runtime / f"diskprep-{os.geteuid()}"
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
 def test_a_folder_on_a_real_disk_is_refused(tmp_path: Path, runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where there is no XDG_RUNTIME_DIR, or one that is not memory."""
+    monkeypatch.setattr(memory, "_SHARED", tmp_path)
     for place in ("/var/tmp", "/nonexistent", ""):
         monkeypatch.setenv("XDG_RUNTIME_DIR", place)
         assert memory.place() is None
