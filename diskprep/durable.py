@@ -142,11 +142,12 @@ def read_json(path: Path, *, limit_bytes: int = 1 << 30) -> dict[str, Any]:
     """The JSON object in `path`. Raises NotFound, StorageUnavailable or DataDamaged."""
     try:
         with path.open("rb") as stream:
-            text = stream.read(limit_bytes + 1)
+            fits = os.fstat(stream.fileno()).st_size <= limit_bytes
+            text = stream.read() if fits else b""
     except OSError as error:
         raise storage_error(error, f"read {path}") from error
     try:
-        document = json.loads(text) if len(text) <= limit_bytes else None
+        document = json.loads(text)
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):

@@ -195,6 +195,10 @@ def _read_back(work: Work) -> dict[str, Any]:
                 expected_manifest_hash=work.manifest_hash,
                 on_bytes=meter.add,
             )
+            if found.sha256 != record.share_digest(work.order.share):
+                raise ReadBackFailed(
+                    f"disk {work.order.serial}: it holds other files than its share", hint="prepare this disk again"
+                )
         except ReadBackFailed as error:
             work.distrust(error.message)
             raise

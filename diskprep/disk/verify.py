@@ -59,6 +59,7 @@ def read_back(
     The device's cache is dropped first, so the bytes come from the medium. Raises ReadBackFailed or DiskFailed.
     """
     device.drop_cache()
+    device.read_past_cache()
     try:
         table = Table(open_disk(device, password))
         expected = _Expected(table, serial, expected_manifest_hash)

@@ -3,8 +3,9 @@
 Invariants: a device opened for writing is held exclusively (O_EXCL on a block device, a lock on an image); a failed
 sync is final for the descriptor; a short read or write is an error.
 
-What is written in large whole pages goes past the page cache where the kernel allows it: that saves a copy and the
-cache's own work, and keeps the source's pages in memory. The kernel keeps both ways of writing coherent.
+What is written or read in large whole pages goes past the page cache where the caller wants it and the kernel allows
+it: that saves a copy and the cache's own work, and keeps other files' pages in memory. The kernel keeps both ways of
+writing coherent.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ class Device:
     def pread_into(self, buffer: memoryview, offset: int) -> None:
         try:
             while buffer:
-                count = os.preadv(self._descriptor, [buffer], offset)
+                count = self._pread(buffer, offset)
                 if not count:
                     raise DiskFailed(f"{self._path} ends before byte {offset}")
                 buffer, offset = buffer[count:], offset + count
@@ -157,8 +158,15 @@ class Device:
 
     def write_past_cache(self) -> None:
         """Let large writes from whole pages go past the page cache, where the file system or driver can do it."""
+        self._open_past_cache(os.O_RDWR)
+
+    def read_past_cache(self) -> None:
+        """Let large reads into whole pages go past the page cache, as `write_past_cache` does for writes."""
+        self._open_past_cache(os.O_RDONLY)
+
+    def _open_past_cache(self, mode: int) -> None:
         try:
-            uncached = os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDWR | os.O_CLOEXEC | os.O_DIRECT)
+            uncached = os.open(f"/proc/self/fd/{self._descriptor}", mode | os.O_CLOEXEC | os.O_DIRECT)
         except OSError:
             return
         try:
@@ -170,8 +178,20 @@ class Device:
         else:
             os.close(uncached)
 
+    def _pread(self, buffer: memoryview, offset: int) -> int:
+        if self._goes_past_cache(buffer, offset):
+            try:
+                return os.preadv(self._uncached, [buffer], offset)
+            except OSError as error:
+                if error.errno != errno.EINVAL:  # memory that does not start with a page, or larger sectors
+                    raise
+        return os.preadv(self._descriptor, [buffer], offset)
+
+    def _goes_past_cache(self, view: memoryview, offset: int) -> bool:
+        return self._uncached >= 0 and len(view) >= _PAST_CACHE_BYTES and not (len(view) | offset) % _PAGE_BYTES
+
     def _pwrite(self, view: memoryview, offset: int) -> int:
-        if self._uncached >= 0 and len(view) >= _PAST_CACHE_BYTES and not (len(view) | offset) % _PAGE_BYTES:
+        if self._goes_past_cache(view, offset):
             try:
                 return os.pwrite(self._uncached, view, offset)
             except OSError as error:
