@@ -110,19 +110,21 @@ def prepare_disks(
         if dry_run:
             for step in prepare.STEPS:
                 print(f"{step.name}: {step.says}")
+            plans.require_complete(plan)
             return
         for share in shares:
             _confirm(targets[share.serial], job.confirmed)
         plans.save_plan(place.plan_file, plan)
-        for disk in _prepare(job, shares, targets, quiet=quiet):
-            done[disk.serial] = disk
-        if plan.is_complete or not wait:
+        outcomes = _prepare(job, shares, targets, quiet=quiet)
+        done |= {outcome.serial: outcome.disk for outcome in outcomes if outcome.disk is not None}
+        if plan.is_complete or not wait or any(outcome.error for outcome in outcomes):
             break
         arrivals = arrivals or _arrivals(job, known)
         print(f"{_missing(plan)}; waiting for the next disk to be attached", file=sys.stderr, flush=True)
         found = next(arrivals)
         targets[found.serial] = found
     _report(plan, done, as_json=json)
+    together.check(outcomes)
     _require_all(job, plan)
     output.next_step(f"diskprep job create {place.root} --endpoint URL --token-file FILE --passphrase-file FILE")
 
@@ -210,7 +212,7 @@ def _confirm(wanted: target.Target, confirmed: Sequence[str]) -> None:
 
 def _prepare(
     job: _Job, shares: Sequence[plans.DiskPlan], targets: Mapping[str, target.Target], *, quiet: bool
-) -> list[PreparedDisk]:
+) -> list[together.Outcome]:
     orders = [
         Order(
             target=targets[share.serial],
@@ -232,7 +234,7 @@ def _prepare(
     for outcome in outcomes:
         if outcome.disk is not None:
             write_certificate(job.staging, job.seed, outcome.disk)
-    return together.check(outcomes)
+    return outcomes
 
 
 def _arrivals(job: _Job, known: Sequence[inventory.DiskFacts]) -> Iterator[target.Target]:
