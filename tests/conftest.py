@@ -30,6 +30,12 @@ settings.load_profile("steady")
 _LATE = ("disk", "datacenter", "vault", "cleanup", "store", "volume", "staging", "readers", "e2e")
 
 
+def pytest_configure() -> None:
+    """Programs that the tests start inherit what is ignored here: nohup ignores SIGHUP, and `&` in a script SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def pytest_report_header() -> list[str]:
     """What this machine can do; tests that need what is missing are skipped, and fail in CI."""
     programs = ("restic", "rclone", "cryptsetup", "dislocker-file", "mkntfs", "ntfs-3g", "fls", "sgdisk", "strace")

@@ -276,7 +276,16 @@ def test_a_mirror_that_cannot_be_written_leaves_the_disk_unsealed(bench: Bench) 
     assert prepare.prepare_disk(order, events.silent).manifest_hash
 
 
-@pytest.mark.parametrize("step", ["claimed", "wiped", "formatted", "batch", "manifest", "verified"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        "batch",
+        *(
+            pytest.param(step, marks=pytest.mark.slow)
+            for step in ("claimed", "wiped", "formatted", "manifest", "verified")
+        ),
+    ],
+)
 def test_a_kill_after_any_step_leaves_an_unfinished_disk_and_the_same_command_finishes_it(
     tmp_path: Path, step: str
 ) -> None:

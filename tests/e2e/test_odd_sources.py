@@ -64,7 +64,7 @@ def make_odd(base: Path) -> Path:
     return source
 
 
-@pytest.mark.parametrize("zone", ["Africa/Monrovia", "UTC"])
+@pytest.mark.parametrize("zone", ["Africa/Monrovia", pytest.param("UTC", marks=pytest.mark.slow)])
 def test_an_odd_tree_comes_back(tmp_path: Path, zone: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "diskprep", "rehearse", make_odd(tmp_path), "--workdir", tmp_path / "work", "--json"],

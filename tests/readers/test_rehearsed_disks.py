@@ -106,8 +106,10 @@ def test_dislocker_and_the_sleuth_kit_read_every_file_as_it_was_staged(kept: Kep
             else:
                 assert content.read_bytes() == kept.pack(found[2]), found[2]
         packs = [name for name in names if re.fullmatch(r"repository/data/[0-9a-f]{2}/[0-9a-f]{64}", name)]
-        assert sorted(names) == sorted([*packs, "DriveManifest.xml"])
+        indexes = [name for name in names if re.fullmatch(r"repository/index/[0-9a-f]{64}", name)]
+        assert sorted(names) == sorted([*packs, *indexes, "DriveManifest.xml"])
         assert packs
+        assert indexes
         plain.unlink()
 
 

@@ -182,6 +182,7 @@ def test_the_passphrase_is_all_that_another_computer_needs(
     assert "no errors were found" in there(SECOND, "check", home=tmp_path / "elsewhere" / "home")
 
 
+@pytest.mark.slow
 def test_restic_tries_as_many_key_files_as_we_make(restic: Restic, store: DirectoryStore, slots: Slots) -> None:
     passphrases = [FIRST]
     for number in range(MAX_SLOTS - 1):

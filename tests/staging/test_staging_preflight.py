@@ -206,7 +206,9 @@ def _sparse(tree: Path, rng: random.Random) -> None:
     (tree / "text").write_bytes(text(rng, 4 << 20))
 
 
-@pytest.mark.parametrize("fill", [_text, _random, _mix, _tiny, _sparse])
+@pytest.mark.parametrize(
+    "fill", [_mix, _tiny, *(pytest.param(fill, marks=pytest.mark.slow) for fill in (_text, _random, _sparse))]
+)
 def test_the_estimate_is_near_what_restic_stores(tmp_path: Path, fill: Callable[[Path, random.Random], None]) -> None:
     restic, tree, repository = need("restic"), tmp_path / "tree", tmp_path / "repository"
     tree.mkdir()
