@@ -305,6 +305,10 @@ def open_for_writing(path: Path) -> Device:
     except OSError as error:
         os.close(descriptor)
         raise Locked(f"{path} is in use by another diskprep", hint="wait for it to end") from error
+    # The kernel tells an earlier writer's failure to the next one that syncs. It is not ours: what counts of what that
+    # writer wrote was acknowledged by a sync of its own.
+    with contextlib.suppress(OSError):
+        os.fsync(descriptor)
     device = Device(path, descriptor)
     device.write_past_cache()
     return device
