@@ -120,7 +120,7 @@ class _Finder:
             places = find_places(self.sources, exclude=self.exclude, one_file_system=self.one_file_system)
         except StorageUnavailable as error:
             if kind is not ViewKind.AUTO:
-                raise
+                raise UsageError(f"--snapshot {kind}: {error.message}", hint="use --snapshot auto or none") from None
             return Choice(kind=ViewKind.NONE, sources=self.sources, refused=f"no snapshot is possible: {error.message}")
         return choose(kind, places)
 

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import pytest
 import typer
-from support import need_mounts
 from typer.testing import CliRunner
 
 from diskprep.cli import viewing
@@ -144,7 +143,6 @@ def test_a_post_hook_that_fails_does_not_hide_the_first_error(calls: Calls) -> N
 
 
 def test_what_is_wrong_is_told_before_anything_runs(calls: Calls) -> None:
-    need_mounts(calls.source)
     for hooks, words in (
         (Hooks(pre=calls.pre, post="'unbalanced"), "cannot be split"),
         (Hooks(pre=calls.pre, post="no-such-program x"), "there is no program no-such-program"),
