@@ -6,7 +6,9 @@ gets a new password; the file keeps the earlier ones too, newest first, for anot
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from diskprep import durable, escrow
@@ -38,17 +40,39 @@ def store(staging: Staging, seed: Seed, serial: str, password: Secret[str]) -> N
     durable.write_json(path, document)
 
 
-def load(staging: Staging, seed: Seed, serial: str, private_key: Secret[bytes]) -> Secret[str]:
-    """The recovery password of a disk. Raises NotFound or DataDamaged."""
+def proof(volume_guid: str, password: Secret[str]) -> str:
+    """What the journal keeps of a password that has opened a volume, to know it again: SHA-256 in hex.
+
+    A recovery password is 128 random bits, so nobody finds it from this.
+    """
+    return hashlib.sha256(f"diskprep recovery password/{volume_guid}/{password.reveal()}".encode()).hexdigest()
+
+
+def load(
+    staging: Staging,
+    seed: Seed,
+    serial: str,
+    private_key: Secret[bytes],
+    *,
+    opened: Callable[[Secret[str]], bool] = lambda _password: True,
+) -> Secret[str]:
+    """The newest recovery password of a disk for which `opened` is true. Raises NotFound or DataDamaged."""
     path = _path(staging, serial)
     try:
-        newest, *_earlier = _sealed(path)
+        values = _sealed(path)
     except NotFound:
         raise NotFound(
             f"the staging {staging.root} has no recovery password for disk {serial}",
             hint="`diskprep status STAGING` lists its disks",
         ) from None
-    return escrow.unseal(private_key, newest, _purpose(seed, serial))
+    purpose = _purpose(seed, serial)
+    for password in (escrow.unseal(private_key, value, purpose) for value in values):
+        if opened(password):
+            return password
+    raise DataDamaged(
+        f"none of the recovery passwords kept for disk {serial} is the one that opened it when it was read back",
+        hint="prepare the disk again; the datacenter could not open it",
+    )
 
 
 def _sealed(path: Path) -> list[bytes]:

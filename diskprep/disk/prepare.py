@@ -202,7 +202,12 @@ def _read_back(work: Work) -> dict[str, Any]:
         except ReadBackFailed as error:
             work.distrust(error.message)
             raise
-    return {"files": found.files, "size_bytes": found.size_bytes, "seconds": round(clock.monotonic_s() - began_s, 3)}
+    return {
+        "files": found.files,
+        "size_bytes": found.size_bytes,
+        "seconds": round(clock.monotonic_s() - began_s, 3),
+        "recovery_proof": keys.proof(work.volume_guid, work.password),
+    }
 
 
 def _seal(work: Work) -> dict[str, Any]:

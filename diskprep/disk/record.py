@@ -20,7 +20,11 @@ from diskprep.seed import Staging
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedDisk:
-    """A sealed disk. `recovery_password` is None when an earlier run sealed it: then it is in escrow only."""
+    """A sealed disk. `recovery_password` is None when an earlier run sealed it: then it is in escrow only.
+
+    `recovery_proof`: keys.proof of the password that opened the disk when it was read back; "" where an early version
+    did not keep it.
+    """
 
     serial: str
     path: Path
@@ -32,7 +36,12 @@ class PreparedDisk:
     volume_guid: str
     share: str
     seal: str
+    recovery_proof: str = ""
     recovery_password: Secret[str] | None = None
+
+    def was_opened_by(self, password: Secret[str]) -> bool:
+        """Whether this password opened the disk when it was read back, as far as the journal tells."""
+        return self.recovery_proof in ("", keys.proof(self.volume_guid, password))
 
 
 def share_digest(share: DiskPlan) -> str:
@@ -100,6 +109,7 @@ def sealed_disk(identity: Mapping[str, Any], records: Sequence[journal.Record]) 
             volume_guid=str(last["formatted"]["volume_guid"]),
             share=str(last["claimed"]["share"]),
             seal=str(last["claimed"]["seal"]),
+            recovery_proof=str(last.get("verified", {}).get("recovery_proof", "")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise JournalDamaged(

@@ -260,6 +260,21 @@ def test_earlier_recovery_passwords_are_kept(bench: Bench) -> None:
     assert opened == [second.recovery_password, first.recovery_password]
 
 
+def test_a_sealed_disk_has_the_recovery_password_that_opened_it_whatever_was_put_into_escrow_later(
+    bench: Bench,
+) -> None:
+    made = prepare.prepare_disk(bench.order(), events.silent)
+    kept = record.recorded_disk(bench.staging, "WD-0001")
+    assert made.recovery_password is not None
+    assert kept.recovery_password is None
+    keys.store(bench.staging, bench.seed, "WD-0001", Secret("-".join(["000011"] * 8)))
+    assert bench.password() != made.recovery_password
+    opened = keys.load(bench.staging, bench.seed, "WD-0001", bench.private, opened=kept.was_opened_by)
+    assert opened == made.recovery_password
+    with pytest.raises(DataDamaged, match="none of the recovery passwords"):
+        keys.load(bench.staging, bench.seed, "WD-0001", bench.private, opened=lambda _password: False)
+
+
 def test_a_mirror_that_cannot_be_written_leaves_the_disk_unsealed(bench: Bench) -> None:
     order = bench.order()
     real = prepare.STEPS[-2].action
