@@ -122,6 +122,18 @@ class JobConflict(DiskprepError):
     exit_code = 42
 
 
+class DeadlineNear(DiskprepError):
+    """The import job has no tracking number, and the service deletes it within days, or has done so."""
+
+    exit_code = 43
+
+
+class DrivesFailed(DiskprepError):
+    """The import job ended, and not everything that was shipped is in the container."""
+
+    exit_code = 44
+
+
 class IngestIncomplete(DiskprepError):
     """Packs are missing or damaged in the container; the message names the disks they were on."""
 
