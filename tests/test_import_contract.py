@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "diskprep.compare",
         "diskprep.replica",
     ),
-    ("diskprep.repository", "diskprep.volume", "diskprep.exchange", "diskprep.source", "journal"),
+    ("diskprep.repository", "diskprep.volume", "diskprep.exchange", "diskprep.source", "diskprep.repair", "journal"),
     ("diskprep.seal", "diskprep.seed", "diskprep.escrow"),
     ("diskprep.store",),
     ("diskprep.durable", "diskprep.process"),
@@ -53,8 +53,14 @@ ALLOWED = {
 #: module prefix that may be imported -> the only modules that may import it
 DOORS = {
     "subprocess": ("diskprep.process",),
-    "azure": ("diskprep.importjob.service", "diskprep.store.azure"),
-    "msrest": ("diskprep.importjob.service",),
+    "azure": (
+        "diskprep.importjob.asking",
+        "diskprep.importjob.translate",
+        "diskprep.importjob.signin",
+        "diskprep.store.azure",
+    ),
+    "msrest": ("diskprep.importjob.asking",),
+    "segno": ("diskprep.importjob.paper",),
     "typer": ("diskprep.cli",),
     "click": ("diskprep.cli",),
     "tqdm": ("diskprep.cli",),

@@ -50,12 +50,16 @@ class LogLevel(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drive:
-    """A prepared disk as the job needs it. `manifest_file` begins with a back-slash, `manifest_hash` is MD5 in hex."""
+    """A prepared disk as the job needs it. `manifest_file` begins with a back-slash, `manifest_hash` is MD5 in hex.
+
+    `opened`: the finished disk was opened with exactly this recovery password and read back.
+    """
 
     drive_id: str
     recovery_password: Secret[str]
     manifest_file: str
     manifest_hash: str
+    opened: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +127,7 @@ class Package:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """An import job. `percent_complete` is 0 until copying starts."""
+    """An import job. `percent_complete` is 0 until copying starts; `resource_group` is empty when it is not known."""
 
     name: str
     location: str
@@ -140,6 +144,7 @@ class Job:
     log_level: LogLevel | str = LogLevel.ERROR
     backup_drive_manifest: bool = False
     cancel_requested: bool = False
+    resource_group: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ class Action(StrEnum):
     """What may be asked of a job."""
 
     SHIP = "ship"
+    KEEP_ALIVE = "be kept alive"
     CANCEL = "cancel"
     DELETE = "delete"
 

@@ -9,10 +9,11 @@ import pytest
 from support import TurnedClock
 
 from diskprep.datacenter.server import Datacenter
+from diskprep.importjob.ledger import Ledger
 from diskprep.importjob.model import Drive, ReturnAddress
 from diskprep.importjob.service import AzureImportService
 from diskprep.secrets import Secret
-from diskprep.seed import Seed, Staging
+from diskprep.seed import Seed, Staging, save_seed
 from diskprep.store.directory import DirectoryAccount
 
 SUBSCRIPTION = "00000000-0000-4000-8000-000000000001"
@@ -60,7 +61,14 @@ def make_drive(drive_id: str) -> Drive:
         recovery_password=Secret(PASSWORD),
         manifest_file="\\DriveManifest.xml",
         manifest_hash="D863FE44F861AE0DA4DCEAEEFFCCCE68",
+        opened=True,
     )
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, staging: Staging, seed: Seed) -> Ledger:
+    save_seed(staging, seed)
+    return Ledger(tmp_path / "state" / "ledger.json")
 
 
 @pytest.fixture

@@ -1,0 +1,88 @@
+"""What is special about sending disks to a region of the service. A table, no I/O.
+
+Source: the service's published requirements and FAQ, and its location records as recorded (they change: the carriers
+that the service itself names for a region go first).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Area(StrEnum):
+    """Part of the world, as far as carriers and customs go."""
+
+    NORTH_AMERICA = "North America"
+    EUROPE = "Europe"
+    ASIA = "Asia"
+    AUSTRALIA = "Australia"
+    INDIA = "India"
+    OTHER = "another part of the world"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Region:
+    """A region's area and its own rules, as sentences. `return_carrier`: empty where no rule is known."""
+
+    area: Area
+    return_carrier: str = ""
+    rules: tuple[str, ...] = ()
+
+
+_INBOUND_ID = (
+    "Ask Azure support for the inbound ID of this package before it is sent, and write it on the label: "
+    "without it the datacenter refuses the package."
+)
+_INDIA_RULES = (
+    "Book the pickup with the carrier and get the driver's ID: the datacenter lets nobody in without it.",
+    "Put a delivery challan letter into the package; customs and the datacenter ask for it.",
+)
+_US = Region(area=Area.NORTH_AMERICA, return_carrier="FedEx")
+_EU = Region(area=Area.EUROPE, return_carrier="FedEx")
+_ASIA = Region(area=Area.ASIA, return_carrier="DHL")
+_INDIA = Region(area=Area.INDIA, return_carrier="DHL", rules=_INDIA_RULES)
+_AUSTRALIA = Region(area=Area.AUSTRALIA, return_carrier="DHL", rules=(_INBOUND_ID,))
+_EU_INBOUND = Region(area=Area.EUROPE, return_carrier="FedEx", rules=(_INBOUND_ID,))
+_IRELAND = Region(
+    area=Area.EUROPE,
+    return_carrier="FedEx",
+    rules=("FedEx does not collect for a delivery within Ireland: from there, send with another carrier.",),
+)
+_OTHER = Region(area=Area.OTHER)
+
+#: By the name without blanks, in lower case. What is missing here is treated as _OTHER.
+REGIONS: Mapping[str, Region] = {
+    **dict.fromkeys(
+        (
+            "eastus",
+            "eastus2",
+            "westus",
+            "westus2",
+            "centralus",
+            "northcentralus",
+            "southcentralus",
+            "westcentralus",
+            "usgoviowa",
+            "usgovvirginia",
+            "usdodeast",
+            "usdodcentral",
+        ),
+        _US,
+    ),
+    **dict.fromkeys(("canadacentral", "canadaeast"), Region(area=Area.NORTH_AMERICA)),
+    "northeurope": _IRELAND,
+    "westeurope": _EU,
+    **dict.fromkeys(("germanycentral", "germanynortheast", "germanywestcentral", "germanynorth"), _EU_INBOUND),
+    **dict.fromkeys(("uksouth",), _EU_INBOUND),
+    "ukwest": _EU,
+    **dict.fromkeys(("eastasia", "southeastasia", "japaneast", "japanwest", "koreacentral", "koreasouth"), _ASIA),
+    **dict.fromkeys(("centralindia", "southindia", "westindia"), _INDIA),
+    **dict.fromkeys(("australiaeast", "australiasoutheast"), _AUSTRALIA),
+}
+
+
+def region_of(name: str) -> Region:
+    """The rules of a region given as "West Europe" or "westeurope"."""
+    return REGIONS.get("".join(name.split()).lower(), _OTHER)
