@@ -124,9 +124,14 @@ def _shipping(saved: SavedJob, now: datetime) -> Advice:
 def _working(saved: SavedJob, _now: datetime) -> Advice:
     job = saved.job
     text = f"import job {job.name} is {job.state}: {states.describe(job.state)}"
-    if failed := failed_drives(job):
+    missing = [drive.drive_id for drive in job.drives if drive.state == DriveState.NEVER_RECEIVED]
+    if missing:
+        text += f". Drive {', '.join(missing)} was not in the package: ask the carrier about it"
+    if failed := [serial for serial in failed_drives(job) if serial not in missing]:
         text += f". Drive {', '.join(failed)} had trouble; `diskprep job report` tells once the job has ended"
-    return Advice(text=f"{text}. Nothing is to be done until it has ended", waits=True)
+    return Advice(
+        text=f"{text}. {'Else nothing' if missing else 'Nothing'} is to be done until it has ended", waits=True
+    )
 
 
 def _faulted(saved: SavedJob, _now: datetime) -> Advice:
