@@ -9,6 +9,7 @@ The staging holds all that a copy computer needs, so nothing but its path has to
     job.json             the import job, once created
     journals/            a mirror of each disk's journal
     escrow/              each disk's recovery password, sealed; and the seed's private key, sealed by the data key
+    repairs/JOB/         a further trip of packs that did not arrive: a staging of its own, without a repository
 
 The recovery password of a disk is sealed to the seed's X25519 public key, so that a copy computer can prepare disks
 without the passphrase and still leave no password in the clear behind.
@@ -26,6 +27,8 @@ from diskprep.errors import DataDamaged, FormatTooNew, NotFound, UsageError
 
 FORMAT = "diskprep-seed"
 VERSION = 1
+
+REPAIRS = "repairs"
 
 #: The intersection of what the service's portals accept as a job's name (1 letter first, 3 to 24 signs).
 JOB_NAME = re.compile(r"[a-z][a-z0-9-]{1,22}[a-z0-9]")
@@ -65,9 +68,24 @@ class Seed:
 
 @dataclass(frozen=True, slots=True)
 class Staging:
-    """Paths inside a staging directory. Opening and creating directories is the callers' business."""
+    """Paths inside a staging directory. Opening and creating directories is the callers' business.
+
+    `whole`: the root of the staging that a repair belongs to. A repair has all files of a staging but the repository,
+    which is the whole one's.
+    """
 
     root: Path
+    whole: Path | None = None
+
+    @property
+    def first(self) -> Staging:
+        """The staging that holds the repository: this one, or the one that this is a repair of."""
+        return self if self.whole is None else Staging(self.whole)
+
+    @property
+    def repairs(self) -> Path:
+        """Where the repairs are, all beside each other; a repair's repairs too."""
+        return self.first.root / REPAIRS
 
     @property
     def seed_file(self) -> Path:
@@ -75,7 +93,7 @@ class Staging:
 
     @property
     def repository(self) -> Path:
-        return self.root / "repository"
+        return self.first.root / "repository"
 
     @property
     def seal_file(self) -> Path:
@@ -99,8 +117,15 @@ class Staging:
 
 
 def parse_staging(argument: str) -> Staging:
-    """`DIR`, or `s:DIR` as the original utility spells a staging location."""
-    return Staging(Path(argument.removeprefix("s:")).absolute())
+    """`DIR`, or `s:DIR` as the original utility spells a staging location. A repair is told by where it lies."""
+    root = Path(argument.removeprefix("s:")).absolute()
+    try:
+        inside = root.resolve()
+    except (OSError, RuntimeError):  # a loop of links: whoever opens it will say so
+        return Staging(root)
+    above = inside.parent.parent
+    named = inside.parent.name == REPAIRS and JOB_NAME.fullmatch(inside.name)
+    return Staging(root, above) if named and durable.exists(Staging(above).seed_file) else Staging(root)
 
 
 def save_seed(staging: Staging, seed: Seed) -> None:

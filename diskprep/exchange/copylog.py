@@ -1,23 +1,33 @@
 """Copy logs: what the datacenter writes about a drive it has copied, in the classic form (`<DriveLog>`).
 
 The verbose log holds every blob; the error log has the same shape without what succeeded, and exists only when
-something failed. Statuses are the published ones; a reader keeps a status it does not know as text.
-Source: the service's published "Import/Export service log file format".
+something failed. Statuses are the published ones; a reader keeps a status it does not know as text. Three generations
+are read: this form with a version and without one, and the one that came with Data Box (`databoxlog`).
+
+`parse_copy_log` keeps all of a log. `read_log` reads any form as a stream and keeps what did not simply arrive; so may
+a log of a million blobs be read. Source: the service's published "Import/Export service log file format".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TypeVar
 
-from diskprep.errors import DataDamaged, NotBuilt
-from diskprep.exchange import xml
+from diskprep.durable import Buffer
+from diskprep.errors import DataDamaged
+from diskprep.exchange import databoxlog, xml
+from diskprep.exchange.logsummary import Collector, FileOutcome, LogForm, LogSummary, cut
 from diskprep.exchange.manifest import Block, Disposition
 
 VERSION = "2014-11-01"
 SIZE_LIMIT_BYTES = 1 << 30
+STREAM_LIMIT_BYTES = 16 << 30
+_PEEK_BYTES = 1 << 16
+_FIRST = re.compile(r"<([A-Za-z]+)")
 
 
 class DriveStatus(StrEnum):
@@ -118,7 +128,10 @@ class BlockLog:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlobLog:
-    """One blob. `blob_path` is the name it got, which differs from the manifest's when it was renamed."""
+    """One blob. `blob_path` is the name it got, which differs from the manifest's when it was renamed.
+
+    `is_page_blob`: its `blocks` are page ranges, which have no ids.
+    """
 
     status: BlobStatus | str
     blob_path: str
@@ -129,6 +142,7 @@ class BlobLog:
     blocks: tuple[BlockLog, ...] = ()
     metadata_status: FileStatus | str = ""
     properties_status: FileStatus | str = ""
+    is_page_blob: bool = False
 
     @property
     def failed(self) -> bool:
@@ -170,27 +184,27 @@ def overall_status(blobs: Iterable[BlobLog]) -> DriveStatus:
 
 def write_copy_log(log: DriveLog) -> bytes:
     """The bytes of a log; give `log.errors_only` for the error log."""
-    out = ['<?xml version="1.0" encoding="UTF-8"?>\n', f"<DriveLog{xml.attribute('Version', VERSION)}>\n"]
-    out.append(xml.element("DriveId", log.drive_id) + "\n")
-    out.extend(_blob_xml(blob) for blob in log.blobs)
-    out.append(xml.element("Status", log.status) + "\n</DriveLog>\n")
-    return "".join(out).encode()
+    return "".join([log_head(log.drive_id), *map(blob_element, log.blobs), log_tail(log.status)]).encode()
 
 
-def parse_copy_log(data: bytes) -> DriveLog:
-    """Read a log in the classic form. Raises DataDamaged; NotBuilt for the form that came with Data Box."""
-    if b"<DriveLog" not in data and (b"<CopyLog" in data or b"<ErroredEntity" in data):
-        raise NotBuilt("this copy log is in the later, Data Box form", hint="read it in the portal")
-    reader = _Reader()
-    xml.parse(data, "the copy log", reader.start, reader.end, limit_bytes=SIZE_LIMIT_BYTES)
-    return reader.result()
+def log_head(drive_id: str) -> str:
+    """What a log begins with; its blobs follow, then `log_tail`."""
+    opening = f"<DriveLog{xml.attribute('Version', VERSION)}>\n"
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{opening}{xml.element("DriveId", drive_id)}\n'
 
 
-def _blob_xml(blob: BlobLog) -> str:
+def log_tail(status: str) -> str:
+    """What a log ends with."""
+    return xml.element("Status", status) + "\n</DriveLog>\n"
+
+
+def blob_element(blob: BlobLog) -> str:
+    """One blob of a log."""
+    outer, inner = ("PageRangeList", "PageRange") if blob.is_page_blob else ("BlockList", "Block")
     blocks = "".join(
-        f'<Block Offset="{entry.block.offset}" Length="{entry.block.length}"'
-        f"{xml.attribute('Id', entry.block.block_id)}{xml.attribute('Hash', entry.block.md5)}"
-        f"{xml.attribute('Status', entry.status)}/>\n"
+        f'<{inner} Offset="{entry.block.offset}" Length="{entry.block.length}"'
+        f"{'' if blob.is_page_blob else xml.attribute('Id', entry.block.block_id)}"
+        f"{xml.attribute('Hash', entry.block.md5)}{xml.attribute('Status', entry.status)}/>\n"
         for entry in blob.blocks
     )
     disposition = xml.element("ImportDisposition", blob.disposition, xml.attribute("Status", blob.disposition_status))
@@ -202,8 +216,60 @@ def _blob_xml(blob: BlobLog) -> str:
     return (
         f"<Blob{xml.attribute('Status', blob.status)}>\n{xml.element('BlobPath', blob.blob_path)}\n"
         f"{xml.element('FilePath', blob.file_path)}\n<Length>{blob.length_bytes}</Length>\n{disposition}\n"
-        f"<BlockList>\n{blocks}</BlockList>\n{extra}</Blob>\n"
+        f"<{outer}>\n{blocks}</{outer}>\n{extra}</Blob>\n"
     )
+
+
+def parse_copy_log(data: bytes) -> DriveLog:
+    """Read a log in the classic form, all of it. Raises DataDamaged; `read_log` reads the other forms too."""
+    reader = _Reader()
+    xml.parse(data, "the copy log", reader.start, reader.end, limit_bytes=SIZE_LIMIT_BYTES)
+    return reader.result()
+
+
+def read_log(chunks: Iterable[Buffer]) -> LogSummary:
+    """Read a log of any published form, in chunks of any size. Raises DataDamaged for what is none or is not whole."""
+    first, chunks = _peek(chunks)
+    if first == "DriveLog":
+        reader = _SummaryReader()
+        limit = STREAM_LIMIT_BYTES
+        for _ in xml.read(chunks, "the copy log", reader.start, reader.end, limit_bytes=limit):
+            pass
+        return reader.result()
+    if first in ("ErroredEntity", "File", "CopyLog"):
+        return databoxlog.read(chunks, limit_bytes=STREAM_LIMIT_BYTES)
+    raise DataDamaged(
+        "this is no copy log", hint="name a file that ends in _error.xml, _verbose.xml or _CopyLog_...xml"
+    )
+
+
+def _peek(chunks: Iterable[Buffer]) -> tuple[str, Iterator[Buffer]]:
+    """The tag of the first element, and all of the chunks."""
+    source = iter(chunks)
+    head = bytearray()
+    while len(head) < _PEEK_BYTES and (chunk := next(source, None)) is not None:
+        head += chunk
+    wide = "utf-16" if bytes(head[:2]) in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
+    found = _FIRST.search(head[:_PEEK_BYTES].decode(wide, "replace"))
+
+    def whole() -> Iterator[Buffer]:
+        yield bytes(head)
+        yield from source
+
+    return found[1] if found else "", whole()
+
+
+_BLOBS = frozenset({"DriveLog/Blob", "DriveLog/File"})
+_STATUSES = frozenset(f"{blob}/{tag}" for blob in _BLOBS for tag in ("ImportDisposition", "Metadata", "Properties"))
+_PARTS = frozenset(
+    {
+        "DriveLog/Blob/BlockList/Block",
+        "DriveLog/Blob/PageRangeList/PageRange",
+        "DriveLog/File/FileRangeList/FileRange",
+    }
+)
+#: Dispositions that somebody should hear of though the blob is fine.
+_TELLING = frozenset({DispositionStatus.RENAMED, DispositionStatus.SKIPPED, DispositionStatus.CANCELLED})
 
 
 class _Reader:
@@ -221,7 +287,8 @@ class _Reader:
             raise DataDamaged(f"it begins with {tag!a}")
         if path == "DriveLog/Blob":
             self._blob, self._blocks = {"Status": attributes.get("Status", "")}, []
-        elif path == "DriveLog/Blob/BlockList/Block":
+        elif path in _PARTS:
+            self._blob["Part"] = tag
             self._blocks.append(_block_log(attributes))
         elif parent == "DriveLog/Blob" and tag in ("ImportDisposition", "Metadata", "Properties"):
             self._blob[f"{tag}/Status"] = attributes.get("Status", "")
@@ -254,7 +321,67 @@ class _Reader:
             blocks=tuple(self._blocks),
             metadata_status=_known(FileStatus, field("Metadata/Status", "")),
             properties_status=_known(FileStatus, field("Properties/Status", "")),
+            is_page_blob=field("Part", "") == "PageRange",
         )
+
+
+class _SummaryReader:
+    """Collects a summary from XML events. `File` is what the log of an import into file shares has for `Blob`."""
+
+    def __init__(self) -> None:
+        self._collector = Collector()
+        self._drive: dict[str, str] = {}
+        self._blob: dict[str, str] = {}
+        self._parts: Counter[str] = Counter()
+
+    def start(self, path: str, attributes: dict[str, str]) -> None:
+        if path in _BLOBS:
+            self._blob = {"Status": attributes.get("Status", "")}
+            self._parts = Counter()
+        elif path in _PARTS:
+            status = attributes.get("Status", "")
+            if status not in (BlockStatus.COMPLETED, BlockStatus.COMMITTED):
+                self._parts[status] += 1
+        elif path in _STATUSES:
+            self._blob[f"{path.rpartition('/')[2]}/Status"] = attributes.get("Status", "")
+
+    def end(self, path: str, text: str) -> None:
+        parent, _, tag = path.rpartition("/")
+        if path in _BLOBS:
+            self._add()
+        elif parent in _BLOBS:
+            self._blob[tag] = cut(text)
+        elif parent == "DriveLog":
+            self._drive[tag] = cut(text)
+
+    def result(self) -> LogSummary:
+        return self._collector.result(LogForm.CLASSIC, self._drive.get("DriveId", ""), self._drive.get("Status", ""))
+
+    def _add(self) -> None:
+        field = self._blob.get
+        status, disposition = field("Status", ""), field("ImportDisposition/Status", "")
+        length = field("Length", "") or field("SizeInBytes", "") or "0"
+        extras = field("Metadata/Status", ""), field("Properties/Status", "")
+        fine = all(extra in ("", FileStatus.COMPLETED) for extra in extras)
+        if status == BlobStatus.COMPLETED and disposition not in _TELLING and fine:
+            self._collector.add_good()
+            return
+        file = FileOutcome(
+            status=status,
+            blob_path=field("BlobPath", "") or field("FileStoragePath", ""),
+            file_path=field("FilePath", "") or field("OriginalFilePath", ""),
+            length_bytes=_number(length),
+            disposition=disposition,
+            parts=tuple(sorted(self._parts.items())),
+            metadata=extras[0],
+            properties=extras[1],
+        )
+        if status == BlobStatus.COMPLETED:
+            self._collector.add_told(file, disposition if disposition in _TELLING else "Extras")
+        elif status in databoxlog.RENAMED or status == DispositionStatus.RENAMED:
+            self._collector.add_told(file, status)
+        else:
+            self._collector.add_failed(file)
 
 
 def _block_log(attributes: dict[str, str]) -> BlockLog:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from diskprep.errors import DataDamaged, NotBuilt
+from diskprep.errors import DataDamaged
 from diskprep.exchange import copylog as c
 from diskprep.exchange.manifest import Disposition, block_of
 
@@ -74,6 +75,20 @@ def test_what_is_no_log_is_refused(data: bytes) -> None:
         c.parse_copy_log(data)
 
 
-def test_the_later_form_is_named() -> None:
-    with pytest.raises(NotBuilt, match="Data Box"):
-        c.parse_copy_log(b'<ErroredEntity Path="x"/><CopyLog Summary="Summary"/>')
+def test_a_log_can_be_written_a_blob_at_a_time() -> None:
+    log = c.DriveLog(drive_id="WD-1", status=c.DriveStatus.COMPLETED_WITH_ERRORS, blobs=(GOOD, BAD))
+    parts = [c.log_head("WD-1"), c.blob_element(GOOD), c.blob_element(BAD), c.log_tail(log.status)]
+    assert "".join(parts).encode() == c.write_copy_log(log)
+
+
+def test_page_blobs_have_page_ranges_without_ids() -> None:
+    paged = replace(BAD, is_page_blob=True, metadata_status=c.FileStatus.XML_READ_FAILED)
+    log = c.DriveLog(drive_id="WD-1", status=c.DriveStatus.COMPLETED_WITH_ERRORS, blobs=(paged, GOOD))
+    data = c.write_copy_log(log)
+    assert data.count(b"<PageRange ") == 3
+    assert b"Id=" not in data[: data.index(b"<BlockList>")]
+    read = c.parse_copy_log(data)
+    assert read.blobs[0].is_page_blob
+    assert not read.blobs[1].is_page_blob
+    assert [part.status for part in read.blobs[0].blocks] == [part.status for part in paged.blocks]
+    assert read.blobs[0].metadata_status is c.FileStatus.XML_READ_FAILED
