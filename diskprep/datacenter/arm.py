@@ -6,17 +6,24 @@ Source: the published REST reference (2016-11-01 and later, which have the same 
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import re
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 from diskprep.datacenter import lifecycle, locations
-from diskprep.datacenter.lifecycle import Refusal, StoredJob
+from diskprep.datacenter.bodies import Mode
+from diskprep.datacenter.faults import ServiceFault
+from diskprep.datacenter.filters import parse_filter
+from diskprep.datacenter.lifecycle import StoredJob
+from diskprep.datacenter.orders import Order
+from diskprep.datacenter.refusal import Refusal
 from diskprep.datacenter.state import State, job_key
 
 PROVIDER = "Microsoft.ImportExport"
@@ -32,6 +39,9 @@ _OPERATIONS = (
     "jobs/listBitLockerKeys/action",
     "register/action",
 )
+#: The first number of calls that an answer of ours says are left; recorded answers begin there.
+_CALLS_LEFT = {"GET": ("reads", 11999), "DELETE": ("deletes", 14999)}
+_WRITES_LEFT = ("writes", 1199)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,19 +56,20 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """Status, JSON document (None: an empty body), further headers."""
+    """Status, JSON document (None: an empty body), further headers. `lost`: the client never gets it."""
 
     status: int
     document: Any = None
     headers: dict[str, str] = field(default_factory=dict)
+    lost: bool = False
 
     def encode(self) -> bytes:
         return b"" if self.document is None else json.dumps(self.document).encode()
 
 
-def refusal(code: str, message: str, status: int) -> Answer:
+def refused(error: Refusal) -> Answer:
     """An error in the form all ARM services have."""
-    return Answer(status=status, document={"error": {"code": code, "message": message}})
+    return Answer(status=error.status, document={"error": error.document()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +96,8 @@ class _Call:
 class Arm:
     """The routes over one State."""
 
-    def __init__(self, state: State, now: Callable[[], datetime]) -> None:
-        self._state, self._now = state, now
+    def __init__(self, state: State, mode: Mode = Mode.STRICT) -> None:
+        self._state, self._mode = state, mode
         subscription, group = "/subscriptions/(?P<subscription>[^/]+)", "/resourceGroups/(?P<group>[^/]+)"
         provider = f"/providers/{re.escape(PROVIDER)}"
         job = f"{subscription}{group}{provider}/jobs/(?P<name>[^/]+)"
@@ -101,27 +112,42 @@ class Arm:
             ("PATCH", job, self._patch_job),
             ("DELETE", job, self._delete_job),
             ("POST", f"{job}/listBitLockerKeys", self._list_keys),
-            ("POST", f"{subscription}{provider}/register", self._provider),
+            ("POST", f"{subscription}{provider}/register", self._register),
             ("GET", f"{subscription}{provider}", self._provider),
         )
         self._routes = tuple((method, re.compile(path, re.IGNORECASE), call) for method, path, call in routes)
 
+    def now(self) -> datetime:
+        """The stand-in's time, which answers are dated with."""
+        return self._state.clock()
+
     def handle(self, request: Request) -> Answer:
-        """Answer a request; whatever the caller did wrong becomes an ARM error."""
+        """Answer a request; whatever the caller did wrong becomes an ARM error, and what was ordered goes wrong."""
+        order = self._state.orders.take(request.method)
         try:
-            answer = self._dispatch(request)
+            answer = self._dispatch(request) if order is None or order.fault is ServiceFault.ANSWER_LOST else None
         except Refusal as error:
-            answer = refusal(error.code, error.message, error.status)
+            answer = refused(error)
+        if answer is None:
+            assert order is not None, "else the request was carried out"
+            answer = _struck(order)
+        answer.headers.update(self._headers(request.method))
+        return replace(answer, lost=order is not None and order.fault is ServiceFault.ANSWER_LOST)
+
+    def _headers(self, method: str) -> dict[str, str]:
         request_id = str(uuid.uuid4())
-        answer.headers.update(
-            {
-                "Cache-Control": "no-cache",
-                "x-ms-request-id": request_id,
-                "x-ms-correlation-request-id": request_id,
-                "x-ms-ratelimit-remaining-subscription-writes": "1199",
-            }
-        )
-        return answer
+        kind, left = _CALLS_LEFT.get(method, _WRITES_LEFT)
+        return {
+            "Cache-Control": "no-cache",
+            "Pragma": "no-cache",
+            "Expires": "-1",
+            "x-ms-request-id": request_id,
+            "x-ms-correlation-request-id": request_id,
+            "x-ms-routing-request-id": f"LOOPBACK:{self.now():%Y%m%dT%H%M%SZ}:{request_id}",
+            f"x-ms-ratelimit-remaining-subscription-{kind}": str(left),
+            "Strict-Transport-Security": "max-age=31536000; includeSubDomains",
+            "X-Content-Type-Options": "nosniff",
+        }
 
     def _dispatch(self, request: Request) -> Answer:
         try:
@@ -136,7 +162,10 @@ class Arm:
             if match := pattern.fullmatch(path):
                 known_path = True
                 if method == request.method:
-                    self._check_version(query, provider=call == self._provider)
+                    provider = call in (self._provider, self._register)
+                    self._check_version(query, provider=provider)
+                    if "subscription" in match.groupdict() and not provider:
+                        self._check_registered()
                     return call(_Call(request=request, query=query, **match.groupdict()))
         if known_path:
             raise Refusal("MethodNotAllowed", f"{request.method} is not allowed here", 405)
@@ -168,33 +197,34 @@ class Arm:
         return Answer(status=200, document={"value": value})
 
     def _list_jobs(self, call: _Call) -> Answer:
-        if "$filter" in call.query:
-            raise Refusal("InvalidFilter", "this stand-in does not filter")
-        top, skip = self._number(call, "$top", _PAGE_LIMIT), self._number(call, "$skiptoken", 0)
-        if not 1 <= top <= _PAGE_LIMIT:
-            raise Refusal("InvalidTop", f"$top is 1 to {_PAGE_LIMIT}")
-        jobs = self._state.jobs(call.subscription, call.group or None)
-        document: dict[str, Any] = {"value": [_resource(job) for job in jobs[skip : skip + top]]}
-        if skip + top < len(jobs):
-            query = urlencode({"api-version": call.query["api-version"], "$top": top, "$skiptoken": skip + top})
+        wanted = parse_filter(call.query["$filter"]) if "$filter" in call.query else None
+        top, after = self._top(call), self._after(call)
+        found = self._state.jobs(call.subscription, call.group or None)
+        left = [(key, job) for key, job in found if key > after and (wanted is None or wanted(job))]
+        document: dict[str, Any] = {"value": [_resource(job) for _key, job in left[:top]]}
+        if len(left) > top:
+            token = base64.urlsafe_b64encode(left[top - 1][0].encode()).decode()
+            given = [(name, call.query[name]) for name in ("api-version", "$filter") if name in call.query]
+            query = urlencode([*given, ("$top", top), ("$skiptoken", token)])
             document["nextLink"] = f"{call.request.base_url}{urlsplit(call.request.target).path}?{query}"
         return Answer(status=200, document=document)
 
     def _put_job(self, call: _Call) -> Answer:
         def make(job: StoredJob | None) -> StoredJob:
             if job is None:
-                return lifecycle.create(call.subscription, call.group, call.name, call.body, self._now())
-            return lifecycle.put_again(job, call.body, self._now())
+                return lifecycle.create(call.subscription, call.group, call.name, call.body, self.now())
+            return lifecycle.put_again(job, call.body, self.now())
 
-        new = self._state.put(call.subscription, call.group, call.name, make)
-        return Answer(status=201 if new else 200, document=self._state.get(call.key).resource)
+        job, new = self._state.put(call.subscription, call.group, call.name, make)
+        return Answer(status=201 if new else 200, document=job.resource)
 
     def _get_job(self, call: _Call) -> Answer:
         return Answer(status=200, document=_resource(self._state.get(call.key)))
 
     def _patch_job(self, call: _Call) -> Answer:
-        in_use = self._state.tracking_in_use(call.key)
-        job = self._state.change(call.key, lambda job: lifecycle.update(job, call.body, self._now(), in_use))
+        job = self._state.update(
+            call.key, lambda job, in_use: lifecycle.update(job, call.body, self.now(), in_use, self._mode)
+        )
         return Answer(status=200, document=_resource(job))
 
     def _delete_job(self, call: _Call) -> Answer:
@@ -206,16 +236,49 @@ class Arm:
         value = [{"driveId": drive_id, "bitLockerKey": key.reveal()} for drive_id, key in keys.items()]
         return Answer(status=200, document={"value": value})
 
+    def _register(self, call: _Call) -> Answer:
+        self._state.orders.register()
+        return self._provider(call)
+
     def _provider(self, call: _Call) -> Answer:
         identity = f"/subscriptions/{call.subscription}/providers/{PROVIDER}"
-        return Answer(status=200, document={"id": identity, "namespace": PROVIDER, "registrationState": "Registered"})
+        registered = "NotRegistered" if self._state.orders.unregistered else "Registered"
+        return Answer(status=200, document={"id": identity, "namespace": PROVIDER, "registrationState": registered})
+
+    def _check_registered(self) -> None:
+        if not self._state.orders.unregistered:
+            return
+        message = f"the subscription is not registered to use the namespace {PROVIDER!r}"
+        reason = Refusal("MissingSubscriptionRegistration", message, 409, target=PROVIDER)
+        raise Refusal(reason.code, message, 409, details=[reason])
 
     @staticmethod
-    def _number(call: _Call, name: str, default: int) -> int:
-        text = call.query.get(name, str(default))
-        if not (text.isascii() and text.isdigit() and len(text) < 10):
-            raise Refusal("InvalidParameter", f"{name} is not a number")
+    def _top(call: _Call) -> int:
+        text = call.query.get("$top", str(_PAGE_LIMIT))
+        if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= _PAGE_LIMIT):
+            raise Refusal("InvalidTop", f"$top is 1 to {_PAGE_LIMIT}", target="$top")
         return int(text)
+
+    @staticmethod
+    def _after(call: _Call) -> str:
+        """The key of the last job on the page before, so that jobs that come and go meanwhile shift nothing."""
+        try:
+            return base64.b64decode(call.query.get("$skiptoken", "").encode(), b"-_", validate=True).decode()
+        except (binascii.Error, ValueError):
+            raise Refusal("InvalidSkipToken", "$skiptoken is not one of ours", target="$skiptoken") from None
+
+
+def _struck(order: Order) -> Answer:
+    """What a request gets that is not carried out."""
+    if order.fault is ServiceFault.THROTTLED:
+        answer = refused(Refusal("TooManyRequests", "too many requests were made; try again later", 429))
+        answer.headers["Retry-After"] = str(order.retry_after_s)
+    elif order.fault is ServiceFault.TOKEN_EXPIRED:
+        answer = refused(Refusal("ExpiredAuthenticationToken", "the access token has expired", 401))
+        answer.headers["WWW-Authenticate"] = 'Bearer error="invalid_token", error_description="the token has expired"'
+    else:
+        answer = refused(Refusal("ServiceUnavailable", "the service is not available; try again later", 503))
+    return answer
 
 
 def _resource(job: StoredJob) -> dict[str, Any]:

@@ -7,31 +7,26 @@ Source: the service's published state descriptions and REST reference; answers a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, ClassVar
+from typing import Any
 
 from diskprep import clock
-from diskprep.datacenter import locations
-from diskprep.errors import JobConflict
+from diskprep.datacenter import bodies
+from diskprep.datacenter.bodies import Mode
+from diskprep.datacenter.refusal import Refusal
 from diskprep.exchange.copylog import DriveStatus
 from diskprep.secrets import Secret
-from diskprep.seed import CONTAINER_NAME
 
 CREATING_EXPIRES = timedelta(days=14)
 SHIPPING_LATE = timedelta(days=14)
 SHIPPING_CLOSES = timedelta(days=30)
 KEPT_AFTER_END = timedelta(days=90)
-DRIVES_LIMIT = 10
-DIAGNOSTICS = "waimportexport"
+DIAGNOSTICS = bodies.DIAGNOSTICS
 _ENDED = ("Completed", "Closed")
 _CANCELLABLE = ("Creating", "Shipping", "Received", "Transferring")
-_KEY = re.compile(r"[0-9]{6}(-[0-9]{6}){7}")
-_HASH = re.compile(r"[0-9A-Fa-f]{32}")
-_JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}")
 _UPDATABLE = (
     "cancelRequested",
     "state",
@@ -42,7 +37,6 @@ _UPDATABLE = (
     "backupDriveManifest",
     "driveList",
 )
-_ADDRESS = ("recipientName", "streetAddress1", "city", "postalCode", "countryOrRegion", "phone", "email")
 _SHIPPING_INFORMATION = (
     "recipientName",
     "streetAddress1",
@@ -53,16 +47,6 @@ _SHIPPING_INFORMATION = (
     "countryOrRegion",
     "phone",
 )
-
-
-class Refusal(JobConflict):
-    """The service says no: an HTTP status and a code beside the message."""
-
-    default_status: ClassVar[int] = 400
-
-    def __init__(self, code: str, message: str, status: int = default_status) -> None:
-        super().__init__(message)
-        self.code, self.status = code, status
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,41 +77,37 @@ class StoredJob:
 
 def create(subscription: str, group: str, name: str, body: Mapping[str, Any], now: datetime) -> StoredJob:
     """A new job from the body of a PUT. Raises Refusal."""
-    if not _JOB_NAME.fullmatch(name):
-        raise Refusal("InvalidJobName", "the job's name is not allowed")
-    given = _object(body, "properties")
-    location = locations.find(_string(body, "location"))
-    if location is None:
-        raise Refusal("LocationNotAvailableForResourceType", "the location is not one of the service's")
+    bodies.check_job_name(name)
+    given = bodies.obj(body, "properties")
+    location = bodies.location_of(body)
     if given.get("jobType", "Import") != "Import":
-        raise Refusal("UnsupportedJobType", "this stand-in handles import jobs only")
-    account = _string(given, "storageAccountId")
-    if "/storageaccounts/" not in account.lower():
-        raise Refusal("InvalidStorageAccount", "storageAccountId does not name a storage account")
-    drives, keys = _drives(given.get("driveList"))
+        raise Refusal("UnsupportedJobType", "this stand-in handles import jobs only", target="jobType")
+    account = bodies.account_of(given)
+    drives, keys = bodies.drives(given.get("driveList"))
     properties: dict[str, Any] = {
         "storageAccountId": account,
         "jobType": "Import",
-        **_addresses(given),
+        **bodies.addresses(given),
         "shippingInformation": {field: location["properties"][field] for field in _SHIPPING_INFORMATION},
-        "diagnosticsPath": _diagnostics(given.get("diagnosticsPath")),
-        "logLevel": _log_level(given.get("logLevel", "Error")),
-        "backupDriveManifest": bool(given.get("backupDriveManifest", False)),
-        "state": "Creating",
+        "diagnosticsPath": bodies.diagnostics(given.get("diagnosticsPath")),
+        "logLevel": bodies.log_level(given.get("logLevel", "Error")),
+        "backupDriveManifest": bodies.truth(given, "backupDriveManifest"),
         "cancelRequested": False,
+        "state": "Creating",
         "driveList": drives,
         "provisioningState": "Succeeded",
-        "encryptionKey": {"kekType": "MicrosoftManaged"},
+        "encryptionKey": bodies.encryption_key(given.get("encryptionKey")),
     }
     resource = {
+        "properties": properties,
+        "identity": bodies.identity(body.get("identity")),
         "id": f"/subscriptions/{subscription}/resourceGroups/{group}/providers/Microsoft.ImportExport/jobs/{name}",
         "name": name,
         "type": "Microsoft.ImportExport/jobs",
-        "location": _string(body, "location"),
-        "tags": body.get("tags") or {},
-        "identity": {"type": "None"},
-        "properties": properties,
+        "location": bodies.text(body, "location"),
     }
+    if body.get("tags"):
+        resource["tags"] = bodies.tags(body["tags"])
     return StoredJob(subscription=subscription, group=group, resource=resource, keys=keys, touched=now)
 
 
@@ -138,9 +118,15 @@ def put_again(job: StoredJob, body: Mapping[str, Any], now: datetime) -> StoredJ
     return create(job.subscription, job.group, job.name, body, now)
 
 
-def update(job: StoredJob, body: Mapping[str, Any], now: datetime, tracking_in_use: Collection[str]) -> StoredJob:
+def update(
+    job: StoredJob,
+    body: Mapping[str, Any],
+    now: datetime,
+    tracking_in_use: Collection[str],
+    mode: Mode = Mode.STRICT,
+) -> StoredJob:
     """The body of a PATCH applied. In Creating every update starts the two weeks anew. Raises Refusal."""
-    given = _object(body, "properties") if body.get("properties") is not None else {}
+    given = bodies.obj(body, "properties") if body.get("properties") is not None else {}
     if unknown := sorted(set(given) - set(_UPDATABLE)):
         raise Refusal("PropertyNotUpdatable", f"these properties cannot be updated: {', '.join(unknown)[:200]}")
     new = deepcopy(job.resource)
@@ -148,27 +134,30 @@ def update(job: StoredJob, body: Mapping[str, Any], now: datetime, tracking_in_u
     if job.state in _ENDED:
         raise Refusal("JobStateConflict", f"the job is {job.state}", 409)
     if body.get("tags") is not None:
-        new["tags"] = body["tags"]
-    properties.update(_addresses(given))
-    if "logLevel" in given:
-        properties["logLevel"] = _log_level(given["logLevel"])
-    if "backupDriveManifest" in given:
-        properties["backupDriveManifest"] = bool(given["backupDriveManifest"])
+        new["tags"] = bodies.tags(body["tags"])
+    properties.update(bodies.addresses(given))
+    if given.get("logLevel") is not None:
+        properties["logLevel"] = bodies.log_level(given["logLevel"])
+    if given.get("backupDriveManifest") is not None:
+        properties["backupDriveManifest"] = bodies.truth(given, "backupDriveManifest")
     if given.get("driveList") is not None:
         if job.state != "Creating":
             raise Refusal("JobStateConflict", "the drives of a job that was shipped cannot be changed", 409)
-        properties["driveList"], keys = _drives(given["driveList"])
+        properties["driveList"], keys = bodies.drives(given["driveList"])
     if given.get("deliveryPackage") is not None:
         if job.state not in ("Creating", "Shipping"):
             raise Refusal("JobStateConflict", f"the job is {job.state}: its package has arrived", 409)
-        properties["deliveryPackage"] = _package(given["deliveryPackage"], tracking_in_use)
+        properties["deliveryPackage"] = bodies.package(
+            given["deliveryPackage"],
+            mode,
+            location=str(new["location"]),
+            drive_count=len(properties["driveList"]),
+            tracking_in_use=tracking_in_use,
+        )
     if given.get("cancelRequested") is not None:
-        if given["cancelRequested"] is not True:
-            raise Refusal("InvalidCancelRequest", "cancelRequested, if given, must be true")
-        if job.state not in _CANCELLABLE:
-            raise Refusal("JobCannotBeCanceled", f"the job is {job.state}", 409)
-        properties["cancelRequested"] = True
-    _ship(properties, given.get("state"))
+        _cancel(properties, given["cancelRequested"])
+    if bodies.state(given.get("state"), mode):
+        _ship(properties)
     restarts = job.state == "Creating"
     return replace(job, resource=new, keys=keys, touched=now if restarts else job.touched)
 
@@ -188,29 +177,52 @@ def age(job: StoredJob, now: datetime) -> StoredJob | None:
     if job.state == "Creating":
         return job if waited <= CREATING_EXPIRES else None
     if job.state == "Shipping" and waited > SHIPPING_LATE:
-        late = (
-            job
-            if _has_only(job, "NeverReceived")
-            else _with_drives(
-                job, {drive["driveId"]: {"state": "NeverReceived"} for drive in job.properties["driveList"]}
-            )
-        )
-        return _moved(late, "Closed", now) if waited > SHIPPING_CLOSES else late
+        drives = job.properties["driveList"]
+        if any(drive["state"] not in ("Specified", "NeverReceived") for drive in drives):
+            return job  # a part of the package is here, and somebody is looking for the rest
+        if not _has_only(job, "NeverReceived"):
+            job = _with_drives(job, {drive["driveId"]: {"state": "NeverReceived"} for drive in drives})
+        return _moved(job, "Closed", now) if waited > SHIPPING_CLOSES else job
     return job
 
 
 def receive(job: StoredJob, serials: Collection[str], now: datetime) -> StoredJob:
-    """The package was opened. Its job's drives are Received, absent ones NeverReceived until they turn up."""
-    if job.state not in ("Shipping", "Received"):
-        raise Refusal("JobStateConflict", f"the job is {job.state}: no package is expected", 409)
+    """A package was opened. Its job's drives are Received, absent ones NeverReceived until they turn up.
+
+    A drive that is Received or further stays what it is, so that a package may be opened twice.
+    """
+    if job.state == "Creating":
+        raise Refusal(
+            "PackageNotExpected",
+            f"a package came for import job {job.name}, which is Creating: nobody entered its tracking number, so the "
+            "drives are put aside",
+            409,
+            hint="enter it (`diskprep job ship`), then receive the package again",
+        )
     arrived = {}
     for drive in job.properties["driveList"]:
-        if drive["driveId"] in serials:
+        if drive["driveId"] in serials and drive["state"] in ("Specified", "NeverReceived"):
             arrived[drive["driveId"]] = {"state": "Received"}
         elif drive["state"] == "Specified":
             arrived[drive["driveId"]] = {"state": "NeverReceived"}
+    if job.state not in ("Shipping", "Received", "Transferring", "Faulted"):
+        if not arrived:
+            return job  # the same package once more
+        reason = "which was cancelled" if job.properties["cancelRequested"] else f"which is {job.state} already"
+        raise Refusal(
+            "PackageNotExpected",
+            f"a package came for import job {job.name}, {reason}: its drives go back unprocessed",
+            409,
+        )
     job = _with_drives(job, arrived)
-    return _moved(job, "Received", now) if _has_only(job, "Received") else job
+    return _moved(job, "Received", now) if job.state == "Shipping" and _has_only(job, "Received") else job
+
+
+def get_stuck(job: StoredJob, now: datetime) -> StoredJob:
+    """Something is wrong that the operators must ask the customer about; reading goes on when it was settled."""
+    if job.state not in ("Received", "Transferring"):
+        raise Refusal("JobStateConflict", f"the job is {job.state}: nothing is being done with it", 409)
+    return _moved(job, "Faulted", now)
 
 
 def start_drive(job: StoredJob, drive_id: str, now: datetime) -> StoredJob:
@@ -243,7 +255,10 @@ def pack(job: StoredJob, now: datetime) -> StoredJob:
 
 
 def ship_back(job: StoredJob, carrier: str, tracking_number: str, now: datetime) -> StoredJob:
-    """The drives leave; the job ends: Closed when anything failed or is missing, Completed else or when cancelled."""
+    """The drives leave; the job ends: Closed when anything failed or is missing, Completed else or when cancelled.
+
+    `carrier` "" is the one of the job's returnShipping.
+    """
     if job.state != "Packaging":
         raise Refusal("JobStateConflict", f"the job is {job.state}: its drives are not packed", 409)
     drives = job.properties["driveList"]
@@ -252,7 +267,7 @@ def ship_back(job: StoredJob, carrier: str, tracking_number: str, now: datetime)
     good = job.properties["cancelRequested"] or all(drive.get("copyStatus") in fine for drive in drives)
     job = _moved(_with_drives(job, returned), "Completed" if good else "Closed", now)
     job.properties["returnPackage"] = {
-        "carrierName": carrier,
+        "carrierName": carrier or job.properties.get("returnShipping", {}).get("carrierName", "DHL"),
         "trackingNumber": tracking_number,
         "driveCount": len(returned),
         "shipDate": clock.rfc3339(now),
@@ -283,97 +298,18 @@ def _has_only(job: StoredJob, state: str) -> bool:
     return all(drive["state"] == state for drive in job.properties["driveList"])
 
 
-def _ship(properties: dict[str, Any], state: Any) -> None:
-    if state in (None, ""):
-        return
-    if state != "Shipping":
-        raise Refusal("InvalidState", "state, if given, must be Shipping")
+def _cancel(properties: dict[str, Any], value: Any) -> None:
+    if value is not True:
+        raise Refusal("InvalidCancelRequest", "cancelRequested, if given, must be true", target="cancelRequested")
+    if properties["state"] not in _CANCELLABLE:
+        raise Refusal("JobCannotBeCanceled", f"the job is {properties['state']}", 409)
+    properties["cancelRequested"] = True
+
+
+def _ship(properties: dict[str, Any]) -> None:
     if properties["state"] not in ("Creating", "Shipping"):
         raise Refusal("JobStateConflict", f"the job is {properties['state']}", 409)
     for needed, code in (("returnAddress", "MissingReturnAddress"), ("deliveryPackage", "MissingDeliveryPackage")):
         if needed not in properties:
-            raise Refusal(code, f"{needed} must be set before the job is shipped")
+            raise Refusal(code, f"{needed} must be set before the job is shipped", target=needed)
     properties["state"] = "Shipping"
-
-
-def _drives(value: Any) -> tuple[list[dict[str, Any]], dict[str, Secret[str]]]:
-    if not isinstance(value, list) or not value:
-        raise Refusal("MissingProperty", "driveList is missing or empty")
-    if len(value) > DRIVES_LIMIT:
-        raise Refusal("TooManyDrives", f"a job takes at most {DRIVES_LIMIT} drives")
-    drives: list[dict[str, Any]] = []
-    keys: dict[str, Secret[str]] = {}
-    for given in value:
-        if not isinstance(given, dict):
-            raise Refusal("InvalidRequestContent", "a drive is not an object")
-        drive_id, manifest_file = _string(given, "driveId"), _string(given, "manifestFile")
-        if drive_id in keys:
-            raise Refusal("DuplicateDrive", f"drive {drive_id!a} is listed twice")
-        if not _KEY.fullmatch(_string(given, "bitLockerKey")):
-            raise Refusal("InvalidBitLockerKey", f"the BitLocker key of drive {drive_id!a} is malformed")
-        if not _HASH.fullmatch(_string(given, "manifestHash")):
-            raise Refusal("InvalidManifestHash", f"the manifest hash of drive {drive_id!a} is malformed")
-        if not manifest_file.startswith("\\"):
-            raise Refusal("InvalidManifestFile", f"the manifest file of drive {drive_id!a} is not a path from the root")
-        keys[drive_id] = Secret(given["bitLockerKey"])
-        drive = {"driveId": drive_id, "manifestFile": manifest_file, "manifestHash": given["manifestHash"]}
-        if "driveHeaderHash" in given:
-            drive["driveHeaderHash"] = str(given["driveHeaderHash"])
-        drives.append({**drive, "state": "Specified"})
-    return drives, keys
-
-
-def _addresses(given: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    if given.get("returnAddress") is not None:
-        address = _object(given, "returnAddress")
-        for field in _ADDRESS:
-            _string(address, field)
-        second_line = {"streetAddress2": str(address.get("streetAddress2") or "")}
-        found["returnAddress"] = {
-            **second_line,
-            **{key: str(value) for key, value in address.items() if value is not None},
-        }
-    if given.get("returnShipping") is not None:
-        shipping = _object(given, "returnShipping")
-        found["returnShipping"] = {field: _string(shipping, field) for field in ("carrierName", "carrierAccountNumber")}
-    return found
-
-
-def _package(value: Any, tracking_in_use: Collection[str]) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise Refusal("InvalidRequestContent", "deliveryPackage is not an object")
-    package = {field: _string(value, field) for field in ("carrierName", "trackingNumber")}
-    if package["trackingNumber"].lower() in tracking_in_use:
-        raise Refusal("DuplicateTrackingNumber", "the tracking number belongs to another job", 409)
-    count = value.get("driveCount", 0)
-    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= DRIVES_LIMIT:
-        raise Refusal("InvalidDriveCount", "driveCount is not a number of drives")
-    return {**package, "driveCount": count, "shipDate": str(value.get("shipDate") or "")[:64]}
-
-
-def _diagnostics(value: Any) -> str:
-    path = str(value or DIAGNOSTICS)
-    if not CONTAINER_NAME.fullmatch(path.partition("/")[0]):
-        raise Refusal("InvalidDiagnosticsPath", "diagnosticsPath does not begin with a container's name")
-    return path
-
-
-def _log_level(value: Any) -> str:
-    if value not in ("Error", "Verbose"):
-        raise Refusal("InvalidLogLevel", "logLevel is Error or Verbose")
-    return str(value)
-
-
-def _object(body: Mapping[str, Any], field: str) -> dict[str, Any]:
-    value = body.get(field)
-    if not isinstance(value, dict):
-        raise Refusal("MissingProperty", f"{field} is missing or not an object")
-    return value
-
-
-def _string(body: Mapping[str, Any], field: str) -> str:
-    value = body.get(field)
-    if not isinstance(value, str) or not value or len(value) > 1024 or not value.isprintable():
-        raise Refusal("MissingProperty", f"{field} is missing or not a text")
-    return value

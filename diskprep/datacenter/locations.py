@@ -122,3 +122,18 @@ LOCATIONS: dict[str, dict[str, Any]] = dict(
 def find(name: str) -> dict[str, Any] | None:
     """A location by its name or display name, without regard to case and spaces."""
     return LOCATIONS.get(name.lower().replace(" ", ""))
+
+
+def carriers(name: str) -> tuple[str, ...]:
+    """Who may bring a package for this location: to itself, or to where its packages are sent."""
+    location = find(name)
+    if location is None:
+        return ()
+    places = [location, *(find(alternate.rpartition("/")[2]) for alternate in _alternates(location))]
+    found = [carrier for place in places if place is not None for carrier in place["properties"]["supportedCarriers"]]
+    return tuple(sorted(set(found)))
+
+
+def _alternates(location: dict[str, Any]) -> list[str]:
+    found: list[str] = location["properties"]["alternateLocations"]
+    return found

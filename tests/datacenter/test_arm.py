@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import signal
 import socket
-import sqlite3
-import subprocess
-import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -20,11 +15,8 @@ from hypothesis import strategies as st
 from diskprep.datacenter import endpoint
 from diskprep.datacenter.lifecycle import Refusal
 from diskprep.datacenter.server import Datacenter
-from diskprep.datacenter.state import State
-from diskprep.errors import DataDamaged, FormatTooNew
 from diskprep.importjob.service import AzureImportService
 from diskprep.secrets import Secret
-from diskprep.store.directory import DirectoryAccount
 
 SUBSCRIPTION = "00000000-0000-4000-8000-000000000001"
 PROVIDER = "/providers/Microsoft.ImportExport"
@@ -40,7 +32,7 @@ ADDRESS = {
     "phone": "0123",
     "email": "operator@example.org",
 }
-PACKAGE = {"carrierName": "pwsh", "trackingNumber": "T-1"}
+PACKAGE = {"carrierName": "DHL", "trackingNumber": "T-1"}
 DRIVE = {
     "driveId": "WD-1",
     "bitLockerKey": PASSWORD,
@@ -115,6 +107,12 @@ def test_names_are_compared_without_regard_to_case(http_call: Any) -> None:
         (changed(diagnosticsPath="../x"), "InvalidDiagnosticsPath"),
         (changed(returnAddress={**ADDRESS, "email": None}), "MissingProperty"),
         (changed(returnShipping={"carrierName": "x"}), "MissingProperty"),
+        (changed(backupDriveManifest="yes"), "InvalidRequestContent"),
+        (changed(encryptionKey={"kekType": "Mine"}), "InvalidEncryptionKey"),
+        (changed(encryptionKey={"kekType": "CustomerManaged"}), "MissingProperty"),
+        ({**BODY, "tags": {"a": 5}}, "InvalidTags"),
+        ({**BODY, "tags": {str(i): "" for i in range(51)}}, "InvalidTags"),
+        ({**BODY, "identity": {"type": "Mine"}}, "InvalidIdentity"),
     ],
 )
 def test_a_wrong_job_is_refused_with_a_code(http_call: Any, body: Any, code: str) -> None:
@@ -140,13 +138,16 @@ def test_shipping_needs_an_address_and_a_package(http_call: Any) -> None:
 
     assert patch(state="Shipping") == (400, "MissingReturnAddress")
     assert patch(state="Shipping", returnAddress=ADDRESS) == (400, "MissingDeliveryPackage")
-    assert patch(state="", returnAddress=ADDRESS) == (200, "Creating")
+    assert patch(state="", returnAddress=ADDRESS) == (400, "InvalidState")
+    assert patch(returnAddress=ADDRESS) == (200, "Creating")
     assert patch(state="Completed") == (400, "InvalidState")
     assert patch(deliveryPackage=PACKAGE) == (200, "Creating")
     assert patch(storageAccountId="x") == (400, "PropertyNotUpdatable")
     assert patch(cancelRequested=False) == (400, "InvalidCancelRequest")
     assert patch(deliveryPackage={"carrierName": "x"}) == (400, "MissingProperty")
-    assert patch(deliveryPackage={**PACKAGE, "driveCount": True}) == (400, "InvalidDriveCount")
+    for count in (True, -1, 0, 2, 11, "1"):
+        assert patch(deliveryPackage={**PACKAGE, "driveCount": count}) == (400, "InvalidDriveCount")
+    assert patch(deliveryPackage={**PACKAGE, "carrierName": "pwsh"}) == (400, "InvalidCarrier")
     assert patch(state="Shipping") == (200, "Shipping")
     assert patch(driveList=[DRIVE]) == (409, "JobStateConflict")
     assert http_call("PUT", url(), BODY)[1]["error"]["code"] == "JobStateConflict"
@@ -232,6 +233,9 @@ def test_the_rest_of_the_routes(http_call: Any) -> None:
         (("GET", f"{GROUP}/jobs{VERSION}", None), {"Authorization": "Bearer the-tokem"}, 401, "AuthenticationFailed"),
         (("GET", f"{GROUP}/jobs{VERSION}", None), {"Host": "evil.example.org"}, 400, "InvalidHost"),
         (("GET", f"{GROUP}/jobs{VERSION}&$filter=x", None), {}, 400, "InvalidFilter"),
+        (("GET", f"{GROUP}/jobs{VERSION}&$skiptoken=%C3%A4", None), {}, 400, "InvalidSkipToken"),
+        (("GET", f"{GROUP}/jobs{VERSION}&$skiptoken=_w==", None), {}, 400, "InvalidSkipToken"),
+        (("PUT", url(), b'{"tags": NaN}'), {}, 400, "InvalidRequestContent"),
         (("GET", "/", None), {}, 404, "ResourceNotFound"),
         (("GET", f"/x{VERSION}&{'&'.join('a=b' for _ in range(50))}", None), {}, 400, "InvalidRequestContent"),
         (("PUT", url(), b"{"), {}, 400, "InvalidRequestContent"),
@@ -289,74 +293,8 @@ def test_a_silent_client_is_dropped_and_holds_nobody_up(
 
 
 def test_the_stand_in_listens_on_loopback_alone(datacenter: Datacenter) -> None:
+    assert datacenter._endpoint is not None
     assert datacenter._endpoint._server.server_address[0] == "127.0.0.1"
-
-
-def test_a_restart_keeps_everything(
-    http_call: Any, datacenter: Datacenter, account: DirectoryAccount, tmp_path: Path
-) -> None:
-    http_call("PUT", url(), BODY)
-    before = http_call("GET", url())
-    datacenter.stop()
-    state = State(tmp_path / "state.sqlite", datacenter._now)
-    assert state.get(state.find("first-backup")).keys == {"WD-1": Secret(PASSWORD)}
-    assert {**state.get(state.find("first-backup")).resource, "location": "West Europe"} == before[1]
-    state.close()
-    assert (tmp_path / "state.sqlite").stat().st_mode & 0o777 == 0o600
-    datacenter.__init__(tmp_path / "state.sqlite", account, token=Secret("the-token"), now=datacenter._now)  # type: ignore[misc]
-    datacenter.start()
-
-
-SERVER = """
-import sys, time
-from pathlib import Path
-from diskprep.datacenter.server import Datacenter
-from diskprep.secrets import Secret
-from diskprep.store.directory import DirectoryAccount
-root = Path(sys.argv[1])
-account = DirectoryAccount("backups", root / "account", Secret(b"k" * 32))
-with Datacenter(root / "state.sqlite", account, token=Secret("the-token")) as running:
-    print(running.base_url, flush=True)
-    time.sleep(60)
-"""
-
-
-def test_kill_9_keeps_every_answered_job(tmp_path: Path) -> None:
-    answered: set[str] = set()
-    for turn in range(3):
-        with subprocess.Popen(
-            [sys.executable, "-c", SERVER, str(tmp_path)], stdout=subprocess.PIPE, text=True
-        ) as child:
-            assert child.stdout is not None
-            port = int(child.stdout.readline().rpartition(":")[2])
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-            headers = {"Authorization": "Bearer the-token"}
-            for number in range(6):
-                name = f"job-{turn}-{number}"
-                connection.request("PUT", url(name), json.dumps(BODY), headers)
-                answer = connection.getresponse()
-                answer.read()
-                assert answer.status == 201
-                answered.add(name)
-            child.send_signal(signal.SIGKILL)
-            connection.close()
-    account = DirectoryAccount("backups", tmp_path / "account", Secret(b"k" * 32))
-    with Datacenter(tmp_path / "state.sqlite", account, token=Secret("the-token")) as running:
-        service = AzureImportService(running.base_url, Secret("the-token"), SUBSCRIPTION, "seeding", retries=0)
-        assert {job.name for job in service.list()} == answered
-
-
-def test_a_memory_that_is_not_one_is_refused(tmp_path: Path, account: DirectoryAccount) -> None:
-    path = tmp_path / "state.sqlite"
-    path.write_bytes(b"this is not a database, but long enough to be looked at" * 100)
-    with pytest.raises(DataDamaged):
-        Datacenter(path, account, token=Secret("x"))
-    path.unlink()
-    Datacenter(path, account, token=Secret("x")).stop()
-    with sqlite3.connect(path) as db:
-        db.execute("PRAGMA user_version = 9")
-    with pytest.raises(FormatTooNew):
-        Datacenter(path, account, token=Secret("x"))
 
 
 def test_staff_cannot_do_what_the_state_forbids(http_call: Any, datacenter: Datacenter) -> None:
