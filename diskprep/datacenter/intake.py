@@ -1,55 +1,48 @@
-"""The copy process of the datacenter: one drive, from unlocking it to its copy log.
+"""The copy process of the datacenter: one drive, from unlocking it to its copy logs.
 
 In order, and the first step that fails ends the drive with its status: disk, BitLocker, NTFS, manifest (hash, form,
-drive id), credential. Then each blob: file, name collision, blocks by MD5, commit; when a step fails, all after it in
-that blob are Cancelled. A damaged block is not uploaded; the blob's good blocks then stay uncommitted.
+drive id), credential; then its blobs. The drive is only read. What may go wrong on order goes wrong in the reading.
+
+A manifest is read three times, as a stream: its hash, then its rules, then blob by blob while they are copied. So no
+blob is written for a manifest that is found to break a rule at its end, and memory does not grow with it.
 Source: the service's published log statuses and the descriptions of what raises them.
 """
 
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from diskprep.datacenter.faults import NO_FAULTS, DriveFault, DriveFaults
+from diskprep.datacenter.intake_blobs import Copier, Targets
+from diskprep.datacenter.intake_log import DriveLogs, Spool, without_credential
+from diskprep.datacenter.intake_parts import inside
 from diskprep.datacenter.lifecycle import DIAGNOSTICS
-from diskprep.errors import (
-    DataDamaged,
-    DiskFailed,
-    DiskprepError,
-    NotFound,
-    NotSignedIn,
-)
+from diskprep.errors import DataDamaged, DiskFailed, DiskprepError, NotFound
 from diskprep.exchange import manifest as drive_manifest
-from diskprep.exchange.copylog import (
-    BlobLog,
-    BlobStatus,
-    BlockLog,
-    BlockStatus,
-    DispositionStatus,
-    DriveLog,
-    DriveStatus,
-    overall_status,
-)
-from diskprep.exchange.manifest import Block, Disposition, DriveManifest, ManifestBlob
+from diskprep.exchange.copylog import DriveLog, DriveStatus, parse_copy_log
+from diskprep.exchange.manifest import ManifestBlob, ManifestHead
 from diskprep.secrets import Secret
-from diskprep.store import Account, BlobStore
+from diskprep.seed import CONTAINER_NAME
+from diskprep.store import Account, ImportTarget
 from diskprep.volume import bitlocker
 from diskprep.volume.device import open_for_reading
 from diskprep.volume.format import open_disk
 from diskprep.volume.ntfs import NotNtfs, Reader
 
-_THREADS = 2  # one hashes and stores while the other reads and decrypts
-_RENAMES_LIMIT = 1000
+_MANIFEST_NAME_LIMIT_CHARS = 255
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriveOrder:
-    """A drive to be read: what the job says of it, and the disk whose `serial` was read on arrival."""
+    """A drive to be read: what the job says of it, and the disk whose `serial` was read on arrival.
+
+    `path`: an image or a block device. `again`: it was being read when the stand-in ended; what is already in the
+    container is this drive's own. `keep_manifest`: whether a copy of the manifest is wanted.
+    """
 
     serial: str
     path: Path
@@ -57,17 +50,33 @@ class DriveOrder:
     manifest_file: str
     manifest_hash: str
     diagnostics_path: str
+    again: bool = False
+    keep_manifest: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriveResult:
-    """What came of a drive. Logs go to `container`; `manifest` is the file's bytes, empty when it was not read."""
+    """What came of a drive. Logs go to `container`.
 
-    log: DriveLog
+    `error_log` is None when nothing failed; `manifest_copy` is the manifest without its credential, None when it was
+    not read, or not wanted. `log` and `manifest` are the same as values, for drives that fit into memory.
+    """
+
+    status: DriveStatus
     bytes_succeeded: int
-    container: BlobStore
+    container: ImportTarget
     container_name: str
-    manifest: bytes = b""
+    verbose_log: Spool
+    error_log: Spool | None
+    manifest_copy: Spool | None = None
+
+    @property
+    def log(self) -> DriveLog:
+        return parse_copy_log(self.verbose_log.read())
+
+    @property
+    def manifest(self) -> bytes:
+        return b"" if self.manifest_copy is None else self.manifest_copy.read()
 
 
 #: `done` and `total` bytes of a drive; total is 0 until the manifest was read.
@@ -82,39 +91,57 @@ class _Stop(Exception):
         self.status = status
 
 
-class _BlobStop(Exception):
-    """The blob ends here; all that would follow is cancelled."""
+def copy_drive(
+    order: DriveOrder, account: Account, on_progress: OnProgress, faults: DriveFaults = NO_FAULTS
+) -> DriveResult:
+    """Copy one drive into the account, with what was ordered to go wrong in reading it.
 
-    def __init__(self, status: BlobStatus) -> None:
-        super().__init__(status)
-        self.status = status
-
-
-def copy_drive(order: DriveOrder, account: Account, on_progress: OnProgress) -> DriveResult:
-    """Copy one drive into the account. Raises NotBuilt for manifests this version cannot honour; else never fails."""
-    diagnostics = order.diagnostics_path.partition("/")[0] or DIAGNOSTICS
+    Whatever is on the drive gives a status. Raises StorageFull or StorageUnavailable when the account cannot be
+    opened at all, or there is no room for the logs.
+    """
+    logs, kept = DriveLogs(order.serial), Spool() if order.keep_manifest else None
+    container: ImportTarget | None = None
+    name, status = "", None
     try:
-        with _unlocked(order) as volume:
-            manifest, raw = _read_manifest(order, volume)
-            container, name = _open_container(account, manifest)
-            blobs = _Copier(volume, container, name, manifest, on_progress).run()
+        with _unlocked(order, faults) as volume:
+            manifest = _Manifest(order, volume, faults)
+            head, total_bytes = manifest.check(kept)
+            targets, container, name = _open_targets(account, head, order)
+            _copy(manifest, Copier(volume, targets, faults, again=order.again), logs, total_bytes, on_progress)
     except _Stop as stop:
-        log = DriveLog(drive_id=order.serial, status=stop.status)
-        return DriveResult(
-            log=log, bytes_succeeded=0, container=account.container(diagnostics), container_name=diagnostics
-        )
+        status = stop.status
+    if container is None:
+        container, name, kept = *_diagnostics(account, order), None
+    status = logs.end(status)
+    good = status in (DriveStatus.COMPLETED, DriveStatus.COMPLETED_WITH_WARNINGS)
     return DriveResult(
-        log=DriveLog(drive_id=order.serial, status=overall_status(blobs), blobs=blobs),
-        bytes_succeeded=sum(blob.length_bytes for blob in blobs if not blob.failed),
+        status=status,
+        bytes_succeeded=logs.bytes_succeeded,
         container=container,
         container_name=name,
-        manifest=raw,
+        verbose_log=logs.verbose,
+        error_log=None if good else logs.errors,
+        manifest_copy=kept if kept is not None and kept.size_bytes else None,
     )
 
 
+def _copy(manifest: _Manifest, copier: Copier, logs: DriveLogs, total_bytes: int, on_progress: OnProgress) -> None:
+    done_bytes = 0
+    on_progress(0, total_bytes)
+    for entry in copier.copy(manifest.blobs()):
+        logs.add(entry)
+        done_bytes += entry.blob.length_bytes
+        on_progress(done_bytes, total_bytes)
+
+
 @contextmanager
-def _unlocked(order: DriveOrder) -> Iterator[bitlocker.Volume]:
+def _unlocked(order: DriveOrder, faults: DriveFaults) -> Iterator[bitlocker.Volume]:
     """The decrypted volume of a drive. Only what goes wrong in here is judged; what the body raises passes through."""
+    if DriveFault.UNREADABLE in faults.faults:
+        raise _Stop(DriveStatus.DISK_OPERATION_FAILED)
+    password = order.recovery_password
+    if DriveFault.WRONG_KEY in faults.faults:
+        password = bitlocker.generate_recovery_password()
     with _judged({NotFound: DriveStatus.DISK_NOT_FOUND, DiskFailed: DriveStatus.DISK_OPERATION_FAILED}):
         device = open_for_reading(order.path)
     with device:
@@ -129,143 +156,89 @@ def _unlocked(order: DriveOrder) -> Iterator[bitlocker.Volume]:
                 DiskprepError: DriveStatus.BITLOCKER_FAILED,
             }
         ):
-            volume = open_disk(device, order.recovery_password)
+            volume = open_disk(device, password)
         yield volume
 
 
-def _read_manifest(order: DriveOrder, volume: bitlocker.Volume) -> tuple[DriveManifest, bytes]:
-    with _judged({DataDamaged: DriveStatus.MANIFEST_NAME_INVALID}):
-        path = _inside(drive_manifest.check_file_path(order.manifest_file))
-    with _judged({NotNtfs: DriveStatus.VOLUME_NOT_NTFS, DiskprepError: DriveStatus.READ_MANIFEST_FAILED}):
-        reader = Reader(volume)
-    with reader, _judged({NotFound: DriveStatus.MANIFEST_NOT_FOUND, DiskprepError: DriveStatus.READ_MANIFEST_FAILED}):
-        entry = reader.stat(path)
-        if entry.is_directory or entry.size_bytes > drive_manifest.SIZE_LIMIT_BYTES:
+class _Manifest:
+    """The manifest of a drive, found under the name that the job has."""
+
+    def __init__(self, order: DriveOrder, volume: bitlocker.Volume, faults: DriveFaults) -> None:
+        self._order, self._faults = order, faults.faults
+        if len(order.manifest_file) > _MANIFEST_NAME_LIMIT_CHARS:
+            raise _Stop(DriveStatus.MANIFEST_NAME_TOO_LONG)
+        with _judged({DataDamaged: DriveStatus.MANIFEST_NAME_INVALID}):
+            self._path = inside(drive_manifest.check_file_path(order.manifest_file))
+        with _judged({NotNtfs: DriveStatus.VOLUME_NOT_NTFS, DiskprepError: DriveStatus.READ_MANIFEST_FAILED}):
+            self._reader = Reader(volume)
+        with _judged({NotFound: DriveStatus.MANIFEST_NOT_FOUND, DiskprepError: DriveStatus.READ_MANIFEST_FAILED}):
+            entry = self._reader.stat(self._path)
+        if entry.is_directory:
+            raise _Stop(DriveStatus.MANIFEST_ACCESS_DENIED)
+        if entry.size_bytes > drive_manifest.SIZE_LIMIT_BYTES:
             raise _Stop(DriveStatus.MANIFEST_FORMAT_INVALID)
-        data = b"".join(reader.stream(path))
-    if drive_manifest.manifest_hash(data) != order.manifest_hash.upper():
-        raise _Stop(DriveStatus.MANIFEST_CORRUPTED)
-    with _judged({DataDamaged: DriveStatus.MANIFEST_FORMAT_INVALID}):
-        manifest = drive_manifest.parse_manifest(data)
-    if manifest.drive_id != order.serial:
-        raise _Stop(DriveStatus.MANIFEST_DRIVE_ID_MISMATCH)
-    return manifest, data
+
+    def check(self, kept: Spool | None) -> tuple[ManifestHead, int]:
+        """Hash, rules and drive id; what stands before the blobs, and all blobs' bytes. A copy goes to `kept`."""
+        if self._hash(kept) != self._order.manifest_hash.upper():
+            raise _Stop(DriveStatus.MANIFEST_CORRUPTED)
+        with _judged({DataDamaged: DriveStatus.MANIFEST_FORMAT_INVALID}):
+            stream = drive_manifest.open_manifest(self._chunks())
+            total_bytes = sum(blob.length_bytes for blob in stream)
+        if stream.drive_id != self._order.serial or DriveFault.WRONG_SERIAL in self._faults:
+            raise _Stop(DriveStatus.MANIFEST_DRIVE_ID_MISMATCH)
+        return stream.head, total_bytes
+
+    def blobs(self) -> Iterator[ManifestBlob]:
+        """Once more, for the copying. That it is still the same is known at the end."""
+        with _judged({DataDamaged: DriveStatus.MANIFEST_CORRUPTED}):
+            stream = drive_manifest.open_manifest(self._chunks())
+            blobs = iter(stream)
+        while True:
+            with _judged({DataDamaged: DriveStatus.MANIFEST_CORRUPTED}):
+                blob = next(blobs, None)
+            if blob is None:
+                break
+            yield blob
+        if stream.hash != self._order.manifest_hash.upper():
+            raise _Stop(DriveStatus.MANIFEST_CORRUPTED)
+
+    def _hash(self, kept: Spool | None) -> str:
+        digest = hashlib.md5(usedforsecurity=False)
+        for number, chunk in enumerate(self._chunks()):
+            digest.update(chunk)
+            if kept is not None and not number:
+                kept.write(without_credential(chunk) or b"")
+            elif kept is not None and kept.size_bytes:
+                kept.write(chunk)
+        if DriveFault.MANIFEST_EDITED in self._faults:
+            digest.update(b"\n")
+        return digest.hexdigest().upper()
+
+    def _chunks(self) -> Iterator[bytes]:
+        with _judged({DiskprepError: DriveStatus.READ_MANIFEST_FAILED}):
+            yield from self._reader.stream(self._path)
 
 
-def _open_container(account: Account, manifest: DriveManifest) -> tuple[BlobStore, str]:
-    """The container that the manifest's signature opens. An account key cannot be tried here and is refused."""
-    if manifest.container_sas is None:
-        raise _Stop(DriveStatus.BLOB_REQUEST_FORBIDDEN)
+def _open_targets(account: Account, head: ManifestHead, order: DriveOrder) -> tuple[Targets, ImportTarget, str]:
+    """What the manifest's credential opens, and where the logs go: beside the blobs when it is one container."""
     with _judged({DiskprepError: DriveStatus.BLOB_REQUEST_FORBIDDEN}):
-        return account.open_sas(manifest.container_sas), manifest.container_sas.reveal().partition("?")[0]
+        if head.container_sas is not None:
+            name = head.container_sas.reveal().partition("?")[0]
+            container = account.open_sas(head.container_sas)
+            return Targets({name: container}), container, name
+        assert head.account_key is not None, "a head has one credential"
+        opened = account.open_key(head.account_key)
+    container, name = _diagnostics(opened, order)
+    return Targets({name: container}, opened), container, name
 
 
-class _Copier:
-    """Copies the blobs of one manifest, two at a time; each thread has a reader of its own."""
-
-    def __init__(
-        self,
-        volume: bitlocker.Volume,
-        container: BlobStore,
-        container_name: str,
-        manifest: DriveManifest,
-        on_progress: OnProgress,
-    ) -> None:
-        self._volume, self._container, self._container_name = volume, container, container_name
-        self._blobs, self._on_progress = manifest.blobs, on_progress
-        self._total = sum(blob.length_bytes for blob in manifest.blobs)
-        self._done = 0
-        self._lock = threading.Lock()
-        self._taken: set[str] = set()  # names that blobs of this drive have got, or are getting
-        self._local = threading.local()
-
-    def run(self) -> tuple[BlobLog, ...]:
-        self._on_progress(0, self._total)
-        with ThreadPoolExecutor(_THREADS, initializer=self._open_reader) as pool:
-            return tuple(pool.map(self._copy, self._blobs))
-
-    def _open_reader(self) -> None:
-        self._local.reader = Reader(self._volume)
-
-    def _copy(self, blob: ManifestBlob) -> BlobLog:
-        try:
-            log = self._copy_blob(blob)
-        except _BlobStop as stop:
-            cancelled = [BlockStatus.CANCELLED] * len(blob.blocks)
-            log = _blob_log(blob, stop.status, DispositionStatus.CANCELLED, cancelled)
-        with self._lock:
-            self._done += blob.length_bytes
-            self._on_progress(self._done, self._total)
-        return log
-
-    def _copy_blob(self, blob: ManifestBlob) -> BlobLog:
-        reader: Reader = self._local.reader
-        path = _inside(blob.file_path)
-        try:
-            size = reader.stat(path).size_bytes
-        except NotFound:
-            raise _BlobStop(BlobStatus.FILE_NOT_FOUND) from None
-        except DiskprepError as error:
-            raise _BlobStop(BlobStatus.IO_FAILED) from error
-        container, name = drive_manifest.split_blob_path(blob.blob_path)
-        if container != self._container_name:
-            raise _BlobStop(BlobStatus.BLOB_REQUEST_FORBIDDEN)
-        name, disposition = self._dispose(name, blob.disposition)
-        if disposition is DispositionStatus.SKIPPED:
-            return _blob_log(blob, BlobStatus.COMPLETED, disposition)
-        statuses = [self._copy_block(reader, path, size, name, block) for block in blob.blocks]
-        status, good = BlobStatus.COMPLETED_WITH_ERRORS, BlockStatus.UNCOMMITTED
-        if all(status is BlockStatus.COMPLETED for status in statuses):
-            try:
-                self._container.commit_blocks(name, [block.block_id for block in blob.blocks])
-                status, good = BlobStatus.COMPLETED, BlockStatus.COMPLETED
-            except DiskprepError:
-                status = BlobStatus.BLOB_REQUEST_FAILED
-        ended = [good if status is BlockStatus.COMPLETED else status for status in statuses]
-        return _blob_log(blob, status, disposition, ended, blob_path=f"{container}/{name}")
-
-    def _dispose(self, name: str, wish: Disposition) -> tuple[str, DispositionStatus]:
-        """The name a blob gets, and what that means for one that is there already."""
-        try:
-            with self._lock:
-                name, disposition = self._find_name(name, wish)
-                self._taken.add(name)
-                return name, disposition
-        except NotSignedIn:
-            raise _BlobStop(BlobStatus.BLOB_REQUEST_FORBIDDEN) from None
-        except DiskprepError as error:
-            raise _BlobStop(BlobStatus.BLOB_REQUEST_FAILED) from error
-
-    def _find_name(self, name: str, wish: Disposition) -> tuple[str, DispositionStatus]:
-        if not self._exists(name):
-            return name, DispositionStatus.CREATED
-        if wish is Disposition.NO_OVERWRITE:
-            return name, DispositionStatus.SKIPPED
-        if wish is Disposition.OVERWRITE:
-            return name, DispositionStatus.OVERWRITTEN
-        free = next((new for new in _renamed(name) if not self._exists(new)), None)
-        if free is None:
-            raise _BlobStop(BlobStatus.RENAME_FAILED)
-        return free, DispositionStatus.RENAMED
-
-    def _exists(self, name: str) -> bool:
-        return name in self._taken or self._container.stat(name) is not None
-
-    def _copy_block(self, reader: Reader, path: str, size: int, name: str, block: Block) -> BlockStatus:
-        if block.offset + block.length > size:
-            return BlockStatus.FILE_UNEXPECTED_END
-        try:
-            data = reader.read(path, block.offset, block.length)
-        except DiskprepError:
-            return BlockStatus.IO_FAILED
-        digest = hashlib.md5(data, usedforsecurity=False).digest()
-        if digest.hex().upper() != block.md5:
-            return BlockStatus.CORRUPTED
-        try:
-            self._container.stage_block(name, block.block_id, data, digest)
-        except DiskprepError:
-            return BlockStatus.BLOB_REQUEST_FAILED
-        return BlockStatus.COMPLETED
+def _diagnostics(account: Account, order: DriveOrder) -> tuple[ImportTarget, str]:
+    """The container for logs that the job names."""
+    name = order.diagnostics_path.partition("/")[0]
+    if not CONTAINER_NAME.fullmatch(name):
+        name = DIAGNOSTICS
+    return account.container(name), name
 
 
 @contextmanager
@@ -278,38 +251,3 @@ def _judged(statuses: dict[type[DiskprepError], DriveStatus]) -> Iterator[None]:
             if isinstance(error, kind):
                 raise _Stop(status) from error
         raise
-
-
-def _inside(file_path: str) -> str:
-    """A manifest's path (back-slashes, from the root) as the reader wants it."""
-    return file_path.lstrip("\\").replace("\\", "/")
-
-
-def _renamed(name: str) -> Iterator[str]:
-    """`name (2)`, `name (3)`...; the number stands before the last dot of the last part."""
-    folder, slash, last = name.rpartition("/")
-    stem, dot, extension = last.rpartition(".")
-    if not dot:
-        stem, extension = last, ""
-    for number in range(2, _RENAMES_LIMIT):
-        yield f"{folder}{slash}{stem} ({number}){dot}{extension}"
-
-
-def _blob_log(
-    blob: ManifestBlob,
-    status: BlobStatus,
-    disposition: DispositionStatus,
-    blocks: list[BlockStatus] | None = None,
-    blob_path: str = "",
-) -> BlobLog:
-    return BlobLog(
-        status=status,
-        blob_path=blob_path or blob.blob_path,
-        file_path=blob.file_path,
-        length_bytes=blob.length_bytes,
-        disposition=blob.disposition,
-        disposition_status=disposition,
-        blocks=tuple(BlockLog(block=block, status=ended) for block, ended in zip(blob.blocks, blocks, strict=True))
-        if blocks is not None
-        else (),
-    )

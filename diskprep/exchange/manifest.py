@@ -1,10 +1,8 @@
-"""The drive manifest: DriveManifest.xml at the root of a drive, format version 2014-11-01, block blobs only.
+"""The drive manifest: DriveManifest.xml at the root of a drive, format version 2014-11-01.
 
-It says which file of the drive becomes which blob, in blocks with their MD5, and carries the credential for the
-container. The job holds the MD5 of its bytes, so a written manifest is never changed.
-
-Invariants of a value, checked when it is made: blocks lie in order without gaps and cover the blob; a block has at most
-4 MiB, a blob at most 50,000 blocks; no path leaves the volume; no two entries name the same blob.
+It says which file of the drive becomes which blob, in blocks or page ranges with their MD5, where metadata and
+properties of blobs are, and carries the credential. The job holds the MD5 of its bytes, so a written manifest is never
+changed. The values and their rules are in `entries`; here they are read and written. No two entries name one blob.
 
 A large drive has a million blobs, so `stream_manifest` and `open_manifest` write and read one at a time: what they keep
 is one blob, a portion of the file, and 24 to 48 bytes a blob to tell a name that comes twice.
@@ -13,112 +11,89 @@ Source: the service's published "Import/Export service manifest file format".
 
 from __future__ import annotations
 
-import base64
 import binascii
 import hashlib
 import re
-import secrets
-import struct
-from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from html import escape
 
 from diskprep.durable import Buffer
-from diskprep.errors import DataDamaged, NotBuilt
+from diskprep.errors import DataDamaged
 from diskprep.exchange import xml
+from diskprep.exchange.distinct import Names
+from diskprep.exchange.entries import (
+    BLOCK_BYTES,
+    BLOCKS_LIMIT,
+    NO_EXTRAS,
+    PAGE_RANGES_LIMIT,
+    Block,
+    Disposition,
+    Extras,
+    ManifestBlob,
+    ManifestHead,
+    PageRange,
+    SideFile,
+    block_from_md5,
+    block_id_of,
+    block_of,
+    check_drive_id,
+    check_file_path,
+    is_md5,
+    manifest_hash,
+    page_range_of,
+    side_file_of,
+    split_blob_path,
+)
 from diskprep.secrets import Secret
-from diskprep.seed import CONTAINER_NAME
+
+__all__ = [
+    "BLOCKS_LIMIT",
+    "BLOCK_BYTES",
+    "NO_EXTRAS",
+    "PAGE_RANGES_LIMIT",
+    "SIZE_LIMIT_BYTES",
+    "VERSION",
+    "Block",
+    "Disposition",
+    "DriveManifest",
+    "Extras",
+    "ManifestBlob",
+    "ManifestHead",
+    "ManifestStream",
+    "PageRange",
+    "SideFile",
+    "block_from_md5",
+    "block_of",
+    "check_drive_id",
+    "check_file_path",
+    "manifest_hash",
+    "open_manifest",
+    "page_range_of",
+    "parse_manifest",
+    "side_file_of",
+    "split_blob_path",
+    "stream_manifest",
+    "write_manifest",
+]
 
 VERSION = "2014-11-01"
-BLOCK_BYTES = 4 << 20
-BLOCKS_LIMIT = 50_000
 SIZE_LIMIT_BYTES = 2 << 30  # 20 TB are 5 million blocks, of 150 bytes each with their share of a blob
-_NAME_LIMIT_CHARS = 1024
-_PATH_LIMIT_CHARS = 255
 _IDS_OPTIONAL_BYTES = 64 << 20
-_MD5 = re.compile(r"[0-9A-F]{32}")
 _NUMBER = re.compile(r"[0-9]{1,18}")
-_DRIVE_ID = re.compile(r"[!-~]{1,64}")
-_FORBIDDEN = re.compile(r'[<>:"/|?*]')
-_DEVICE_NAME = re.compile(r"(CON|PRN|AUX|NUL|COM[0-9]|LPT[0-9])(\..*)?", re.IGNORECASE)
 _WHAT = "the drive manifest"
 _TWICE = "the manifest names a blob twice"
 _CHUNK_CHARS = 1 << 18
-_PAIR = struct.Struct("QQ")
 _ROOT = "DriveManifest"
 _DRIVE = f"{_ROOT}/Drive"
 _LIST = f"{_DRIVE}/BlobList"
 _BLOB = f"{_LIST}/Blob"
 _BLOCKS = f"{_BLOB}/BlockList"
 _BLOCK = f"{_BLOCKS}/Block"
-
-
-class Disposition(StrEnum):
-    """What happens when the blob exists already."""
-
-    RENAME = "rename"
-    NO_OVERWRITE = "no-overwrite"
-    OVERWRITE = "overwrite"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
-    """`length` bytes from `offset` of a file; `md5` is 32 upper-case hexadecimal digits, `block_id` is Base64."""
-
-    offset: int
-    length: int
-    block_id: str
-    md5: str
-
-    def __post_init__(self) -> None:
-        if not 0 < self.length <= BLOCK_BYTES or self.offset < 0:
-            raise DataDamaged(f"a block of {self.length} bytes at {self.offset}; 1 to {BLOCK_BYTES} are allowed")
-        if not _MD5.fullmatch(self.md5):
-            raise DataDamaged(f"{self.md5!r} is not an MD5")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ManifestBlob:
-    """One file of the drive (`file_path`: back-slashes, from the root) and the blob it becomes (`container/name`)."""
-
-    blob_path: str
-    file_path: str
-    length_bytes: int
-    blocks: tuple[Block, ...]
-    disposition: Disposition = Disposition.NO_OVERWRITE
-
-    def __post_init__(self) -> None:
-        split_blob_path(self.blob_path)
-        check_file_path(self.file_path)
-        end = 0
-        for block in self.blocks:
-            if block.offset != end:
-                raise DataDamaged(f"the blocks of {self.blob_path} have a gap or overlap at byte {end}")
-            end += block.length
-        if end != self.length_bytes:
-            raise DataDamaged(f"the blocks of {self.blob_path} cover {end} of {self.length_bytes} bytes")
-        if len(self.blocks) > BLOCKS_LIMIT:
-            raise DataDamaged(f"{self.blob_path} has {len(self.blocks)} blocks; the limit is {BLOCKS_LIMIT}")
-        if len({len(block.block_id) for block in self.blocks}) > 1:
-            raise DataDamaged(f"the block ids of {self.blob_path} differ in length")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ManifestHead:
-    """What stands before the blobs. Exactly one credential is given; it is for the whole drive."""
-
-    drive_id: str
-    container_sas: Secret[str] | None
-    account_key: Secret[str] | None = None
-    client_creator: str = ""
-
-    def __post_init__(self) -> None:
-        check_drive_id(self.drive_id)
-        if (self.container_sas is None) == (self.account_key is None):
-            raise DataDamaged("a manifest has a container's signature or an account key, not both or neither")
+_PAGES = f"{_BLOB}/PageRangeList"
+_PAGE = f"{_PAGES}/PageRange"
+_SIDES = ("MetadataPath", "PropertiesPath")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,48 +106,6 @@ class DriveManifest(ManifestHead):
         ManifestHead.__post_init__(self)
         if len({blob.blob_path for blob in self.blobs}) < len(self.blobs):
             raise DataDamaged(_TWICE)
-
-
-def block_of(offset: int, data: Buffer) -> Block:
-    """The entry of a block with this content."""
-    return block_from_md5(offset, len(data), hashlib.md5(data, usedforsecurity=False).digest())
-
-
-def block_from_md5(offset: int, length: int, digest: bytes) -> Block:
-    """The entry of a block whose content has this MD5 (16 bytes). Its id is `MD5/` and the Base64 of the MD5, as in
-    the original tool."""
-    return Block(offset=offset, length=length, block_id=_block_id(digest), md5=digest.hex().upper())
-
-
-def manifest_hash(data: bytes) -> str:
-    """What the job records of the manifest file: MD5 of its bytes, 32 upper-case hexadecimal digits."""
-    return hashlib.md5(data, usedforsecurity=False).hexdigest().upper()
-
-
-def check_drive_id(text: str) -> str:
-    """Return a drive id: the serial number without spaces, as printed on the label. Raises DataDamaged."""
-    if not _DRIVE_ID.fullmatch(text):
-        raise DataDamaged(f"{text!a} is not a drive id: 1 to 64 printable signs without spaces")
-    return text
-
-
-def split_blob_path(path: str) -> tuple[str, str]:
-    """`container/name` as container and name. Raises DataDamaged."""
-    container, _, name = xml.check_characters(path, "a blob path").partition("/")
-    parts = name.split("/")
-    legal = 0 < len(name) <= _NAME_LIMIT_CHARS and not any(part in ("", ".", "..") for part in parts)
-    if not legal or name.endswith(".") or not (CONTAINER_NAME.fullmatch(container) or container == "$root"):
-        raise DataDamaged(f"{path!r} does not name a blob")
-    return container, name
-
-
-def check_file_path(path: str) -> str:
-    r"""Return the path of a file on the volume (`\folder\file`). Raises DataDamaged when it is none, or leaves it."""
-    parts = xml.check_characters(path, "a file path").split("\\")
-    legal = len(path) <= _PATH_LIMIT_CHARS and len(parts) > 1 and not parts[0] and not _FORBIDDEN.search(path)
-    if not legal or any(part.endswith((".", " ")) or not part or _DEVICE_NAME.fullmatch(part) for part in parts[1:]):
-        raise DataDamaged(f"{path!r} does not name a file on the drive")
-    return path
 
 
 def write_manifest(manifest: DriveManifest) -> bytes:
@@ -196,7 +129,7 @@ def stream_manifest(head: ManifestHead, blobs: Iterable[ManifestBlob]) -> Iterat
 
 
 def parse_manifest(data: Buffer) -> DriveManifest:
-    """Read a manifest of any version. Raises DataDamaged; NotBuilt for page blobs and metadata or property files."""
+    """Read a manifest of any version. Raises DataDamaged."""
     stream = open_manifest((data,))
     return DriveManifest(
         drive_id=stream.drive_id,
@@ -276,72 +209,44 @@ def _texts(head: ManifestHead, blobs: Iterable[ManifestBlob]) -> Iterator[str]:
     if head.account_key is not None:
         yield xml.element("StorageAccountKey", head.account_key.reveal()) + "\n"
     yield xml.element("ClientCreator", xml.check_characters(head.client_creator, "the creator")) + "\n"
-    names, begun = _Names(), False
+    names = Names()
+    defaults: Extras | None = None  # of the list that is open
     for blob in blobs:
         if not names.add(blob.blob_path):
             raise DataDamaged(_TWICE)
-        yield from _blob_texts(blob, "" if begun else "<BlobList>\n")
-        begun = True
-    yield "</BlobList>\n" if begun else ""
+        before = ""
+        if blob.defaults != defaults:
+            before = ("" if defaults is None else "</BlobList>\n") + "<BlobList>\n" + _side_texts(blob.defaults)
+            defaults = blob.defaults
+        yield from _blob_texts(blob, before)
+    yield "" if defaults is None else "</BlobList>\n"
     yield f"</Drive>\n</{_ROOT}>\n"
 
 
 def _blob_texts(blob: ManifestBlob, before: str) -> Iterator[str]:
+    kind = "BlockList" if blob.pages is None else "PageRangeList"
     yield (
         f"{before}<Blob>\n<BlobPath>{escape(blob.blob_path)}</BlobPath>\n<FilePath>{escape(blob.file_path)}</FilePath>\n"
-        f"<Length>{blob.length_bytes}</Length>\n<ImportDisposition>{blob.disposition}</ImportDisposition>\n<BlockList>\n"
+        f"<Length>{blob.length_bytes}</Length>\n<ImportDisposition>{blob.disposition}</ImportDisposition>\n<{kind}>\n"
     )
     for block in blob.blocks:
         yield (
             f'<Block Offset="{block.offset}" Length="{block.length}" Id="{escape(block.block_id)}"'
             f' Hash="{block.md5}"/>\n'
         )
-    yield "</BlockList>\n</Blob>\n"
+    for pages in blob.pages or ():
+        yield f'<PageRange Offset="{pages.offset}" Length="{pages.length}" Hash="{pages.md5}"/>\n'
+    yield f"</{kind}>\n{_side_texts(blob.extras)}</Blob>\n"
 
 
-class _Names:
-    """Which names were there already. Each is kept as 127 bits of a hash with a random key, in a table with gaps.
-
-    So a name takes 24 to 48 bytes (while the table grows, half more), and no document can be made up to be slow. That
-    two different names agree is to be expected once in 10^19 names.
-    """
-
-    def __init__(self) -> None:
-        self._key = secrets.token_bytes(16)
-        self._count = 0
-        self._table = _empty(1 << 10)
-
-    def add(self, name: str) -> bool:
-        """Whether the name is new."""
-        first, second = _PAIR.unpack(hashlib.blake2b(name.encode(), digest_size=16, key=self._key).digest())
-        if not _put(self._table, first, second | 1):  # no second half is 0: that marks a gap
-            return False
-        self._count += 1
-        if self._count * 3 > len(self._table):  # two thirds of the places, each of which is two numbers
-            self._grow()
-        return True
-
-    def _grow(self) -> None:
-        old, self._table = self._table, _empty(len(self._table))
-        for place in range(0, len(old), 2):
-            if old[place + 1]:
-                _put(self._table, old[place], old[place + 1])
-
-
-def _empty(places: int) -> array[int]:
-    return array("Q", (0,)) * (2 * places)
-
-
-def _put(table: array[int], first: int, second: int) -> bool:
-    """Whether the pair is new. It goes to the first gap from where its first half points; a power of two of places."""
-    mask = len(table) - 1
-    place = first * 2 & mask
-    while held := table[place + 1]:
-        if held == second and table[place] == first:
-            return False
-        place = place + 2 & mask
-    table[place], table[place + 1] = first, second
-    return True
+def _side_texts(extras: Extras) -> str:
+    if extras is NO_EXTRAS:
+        return ""
+    return "".join(
+        xml.element(tag, file.path, xml.attribute("Hash", file.md5)) + "\n"
+        for tag, file in zip(_SIDES, (extras.metadata, extras.properties), strict=True)
+        if file is not None
+    )
 
 
 class _Reader:
@@ -353,10 +258,16 @@ class _Reader:
     def __init__(self) -> None:
         self.head: ManifestHead | None = None
         self.ready: deque[ManifestBlob] = deque()
-        self._names = _Names()
+        self._names = Names()
         self._drive: dict[str, str] = {}
         self._blob: dict[str, str] = {}
         self._blocks: list[dict[str, str]] = []
+        self._pages: list[PageRange] | None = None
+        self._extras: dict[str, SideFile] = {}
+        self._defaults: dict[str, SideFile] = {}
+        self._list_extras = NO_EXTRAS
+        self._blob_seen = False
+        self._side: tuple[dict[str, SideFile], str] | None = None  # where the open one goes, and its hash
 
     def start(self, path: str, attributes: dict[str, str]) -> None:
         if path == _BLOCK:
@@ -364,34 +275,69 @@ class _Reader:
                 raise DataDamaged(f"a blob has more than {BLOCKS_LIMIT} blocks")
             self._blocks.append(attributes)
         elif path == _BLOB:
-            self._blob, self._blocks = {}, []
+            if not self._blob_seen:
+                self._list_extras, self._blob_seen = _extras(self._defaults), True
+            self._blob, self._blocks, self._pages = {}, [], None
+            if self._extras:
+                self._extras = {}
+        elif path == _PAGE:
+            self._add_pages(attributes)
         elif path == _LIST:
             self._close_head()
+            self._defaults, self._blob_seen = {}, False
         elif path == _DRIVE and self.head is not None:
             raise DataDamaged("it describes a second drive")
+        elif path in _BLOB_SIDES or path in _LIST_SIDES:
+            self._open_side(path, attributes)
+        elif path in (_PAGES, _BLOCKS):
+            self._set(self._blob, "blocks or page ranges", path)
+            self._pages = [] if path == _PAGES else None
         elif path not in _KNOWN:
-            tag = path.rpartition("/")[2]
-            if tag in ("PageRangeList", "MetadataPath", "PropertiesPath"):
-                raise NotBuilt(f"the drive manifest has a {tag}; only block blobs without property files are handled")
-            raise DataDamaged(f"an element {tag!a} does not belong there")
+            raise DataDamaged(f"an element {path.rpartition('/')[2]!a} does not belong there")
 
     def end(self, path: str, text: str) -> None:
         if path == _BLOCK:
             return
         parent, _, tag = path.rpartition("/")
         if path == _BLOB:
-            blob = _blob(self._blob, self._blocks)
+            extras = _extras(self._extras) if self._extras else NO_EXTRAS
+            blob = _blob(self._blob, self._blocks, self._pages, extras, self._list_extras)
             if not self._names.add(blob.blob_path):
                 raise DataDamaged(_TWICE)
             self.ready.append(blob)
         elif path == _DRIVE:
             self._close_head()
+        elif self._side is not None:
+            files, md5 = self._side
+            files[tag], self._side = SideFile(path=text, md5=md5), None
         elif parent == _BLOB:
-            self._set(self._blob, tag, text)
+            if path not in (_BLOCKS, _PAGES):
+                self._set(self._blob, tag, text)
         elif parent == _DRIVE and path != _LIST:
             if self.head is not None:
                 raise DataDamaged(f"{tag} stands behind a BlobList")
             self._set(self._drive, tag, text)
+
+    def _add_pages(self, attributes: dict[str, str]) -> None:
+        assert self._pages is not None, "its parent was opened"
+        if len(self._pages) == PAGE_RANGES_LIMIT:
+            raise DataDamaged(f"a blob has more than {PAGE_RANGES_LIMIT} page ranges")
+        self._pages.append(
+            PageRange(
+                offset=_number(attributes.get("Offset")),
+                length=_number(attributes.get("Length")),
+                md5=_md5(attributes),
+            )
+        )
+
+    def _open_side(self, path: str, attributes: dict[str, str]) -> None:
+        tag = path.rpartition("/")[2]
+        if path in _LIST_SIDES and self._blob_seen:
+            raise DataDamaged(f"{tag} of a BlobList stands behind its blobs")
+        files = self._defaults if path in _LIST_SIDES else self._extras
+        if tag in files:
+            raise DataDamaged(f"{tag} is given twice")
+        self._side = files, _md5(attributes)
 
     def _close_head(self) -> None:
         """All values of the drive stand before its first BlobList."""
@@ -414,20 +360,36 @@ class _Reader:
 
 
 _KNOWN = frozenset(
-    {_ROOT, _DRIVE, _LIST, _BLOCKS}
+    {_ROOT, _DRIVE}
     | {f"{_DRIVE}/{tag}" for tag in ("DriveId", "StorageAccountKey", "ContainerSas", "ClientCreator")}
     | {f"{_BLOB}/{tag}" for tag in ("BlobPath", "FilePath", "ClientData", "Length", "ImportDisposition")}
 )
 
 
-def _blob(fields: dict[str, str], blocks: list[dict[str, str]]) -> ManifestBlob:
+_BLOB_SIDES = frozenset(f"{_BLOB}/{tag}" for tag in _SIDES)
+_LIST_SIDES = frozenset(f"{_LIST}/{tag}" for tag in _SIDES)
+
+
+def _extras(files: dict[str, SideFile]) -> Extras:
+    if not files:
+        return NO_EXTRAS
+    return Extras(metadata=files.get("MetadataPath"), properties=files.get("PropertiesPath"))
+
+
+def _blob(
+    fields: dict[str, str],
+    blocks: list[dict[str, str]],
+    pages: list[PageRange] | None,
+    extras: Extras,
+    defaults: Extras,
+) -> ManifestBlob:
     length = _number(fields.get("Length"))
     try:
         disposition = Disposition(fields.get("ImportDisposition", Disposition.RENAME))
     except ValueError:
         raise DataDamaged(f"{fields['ImportDisposition']!r} is not an import disposition") from None
     with_id = sum("Id" in block for block in blocks)
-    if with_id not in (0, len(blocks)) or (not with_id and length > _IDS_OPTIONAL_BYTES):
+    if with_id not in (0, len(blocks)) or (not with_id and length > _IDS_OPTIONAL_BYTES and pages is None):
         raise DataDamaged("some blocks have no id")
     return ManifestBlob(
         blob_path=fields.get("BlobPath", ""),
@@ -435,6 +397,9 @@ def _blob(fields: dict[str, str], blocks: list[dict[str, str]]) -> ManifestBlob:
         length_bytes=length,
         blocks=tuple(_block(block) for block in blocks),
         disposition=disposition,
+        pages=None if pages is None else tuple(pages),
+        extras=extras,
+        defaults=defaults,
     )
 
 
@@ -442,7 +407,7 @@ def _block(attributes: dict[str, str]) -> Block:
     md5 = attributes.get("Hash", "").strip().upper()  # one published sample has a space before the hash
     block_id = attributes.get("Id")
     if block_id is None:
-        block_id = _block_id(bytes.fromhex(md5)) if _MD5.fullmatch(md5) else ""
+        block_id = block_id_of(bytes.fromhex(md5)) if is_md5(md5) else ""
     try:
         binascii.a2b_base64(block_id, strict_mode=True)
     except ValueError:
@@ -452,8 +417,8 @@ def _block(attributes: dict[str, str]) -> Block:
     )
 
 
-def _block_id(digest: bytes) -> str:
-    return "MD5/" + base64.b64encode(digest).decode()
+def _md5(attributes: dict[str, str]) -> str:
+    return attributes.get("Hash", "").strip().upper()
 
 
 def _number(text: str | None) -> int:

@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import logging
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
@@ -37,9 +37,20 @@ from diskprep import clock
 from diskprep.durable import Buffer
 from diskprep.errors import DataDamaged, DiskprepError, NotFound, NotSignedIn, StorageUnavailable
 from diskprep.secrets import Secret
-from diskprep.store import BlobStore, Store, StoredObject, check_name
+from diskprep.store import (
+    Account,
+    BlobState,
+    ContentProperties,
+    ImportTarget,
+    Store,
+    StoredObject,
+    check_metadata,
+    check_name,
+    check_properties,
+)
 
 BLOCK_BYTES: Final = 4 << 20
+_PAGE_BYTES: Final = 512
 _SINGLE_GET_BYTES: Final = 256 << 20  # a pack comes in one request
 _COPY_SAS_VALID: Final = timedelta(hours=1)
 _COPY_TIMEOUT_S: Final = 600.0
@@ -91,7 +102,19 @@ class AzureAccount:
         )
         return Secret(f"{name}?{query}")
 
-    def open_sas(self, sas: Secret[str]) -> BlobStore:
+    def open_key(self, key: Secret[str]) -> Account:
+        refused = NotSignedIn(f"the key does not open the account {self._name}")
+        try:
+            base64.b64decode(key.reveal(), validate=True)
+        except ValueError:
+            raise refused from None
+        account = AzureAccount(self._url, key, api_version=self._api_version)
+        client = account._client("probe", {"account_name": self._name, "account_key": key.reveal()})
+        with _translated(f"open the account {self._name}", instead={"AuthenticationFailed": refused}):
+            client.get_account_information()
+        return account
+
+    def open_sas(self, sas: Secret[str]) -> ImportTarget:
         name, _, query = sas.reveal().partition("?")
         if not name or "sig=" not in query:
             raise NotSignedIn("the container's signature is malformed")
@@ -214,6 +237,73 @@ class AzureStore:
         missing = NotFound(f"a block of {name} was never staged in {self.location}")
         with _translated(f"commit {name} in {self.location}", instead={"InvalidBlockList": missing}):
             blob.commit_block_list([BlobBlock(_uniform(i)) for i in block_ids], content_settings=settings)
+
+    def inspect(self, name: str) -> BlobState | None:
+        blob = self._client.get_blob_client(self._prefix + check_name(name))
+        try:
+            with _translated(f"look at {name} in {self.location}"):
+                found = blob.get_blob_properties()
+        except NotFound:
+            return None
+        settings = found.content_settings
+        return BlobState(
+            size_bytes=int(found.size),
+            version=str(found.etag),
+            is_page_blob=str(getattr(found.blob_type, "value", found.blob_type)) == "PageBlob",
+            leased=str(found.lease.state) in ("leased", "breaking"),
+            properties=ContentProperties(
+                content_type=settings.content_type or "",
+                content_md5=_md5(found),
+                content_encoding=settings.content_encoding or "",
+                content_language=settings.content_language or "",
+                cache_control=settings.cache_control or "",
+            ),
+            metadata=dict(found.metadata or {}),
+        )
+
+    def create_pages(self, name: str, size_bytes: int, metadata: Mapping[str, str]) -> None:
+        check_metadata(metadata)
+        if size_bytes < 0 or size_bytes % _PAGE_BYTES:
+            raise DataDamaged(f"a page blob has whole pages; {name} would have {size_bytes} bytes")
+        blob = self._client.get_blob_client(self._prefix + check_name(name))
+        self.delete(name)  # one of another kind could not be replaced
+        with _translated(f"create {name} in {self.location}"):
+            blob.create_page_blob(size_bytes, metadata=dict(metadata))
+
+    def write_pages(self, name: str, offset: int, data: Buffer, md5: bytes) -> None:
+        size = memoryview(data).nbytes
+        if offset < 0 or offset % _PAGE_BYTES or size % _PAGE_BYTES or not 0 < size <= BLOCK_BYTES:
+            raise DataDamaged(f"{size} bytes at {offset} of {name} are not 1 to 8192 whole pages")
+        blob = self._client.get_blob_client(self._prefix + check_name(name))
+        wrong: dict[str, DiskprepError] = {
+            "Md5Mismatch": DataDamaged(f"pages of {name} do not have the MD5 they were announced with"),
+            "InvalidOperation": DataDamaged(f"pages of {name} do not have the MD5 they were announced with"),
+            "InvalidPageRange": DataDamaged(f"pages up to byte {offset + size} of {name} are beyond its end"),
+            "InvalidBlobType": DataDamaged(f"{name} in {self.location} is not a page blob"),
+        }
+        with _translated(f"write pages of {name} in {self.location}", instead=wrong):
+            blob.upload_page(bytes(data), offset, size, transactional_content_md5=bytearray(md5))
+
+    def set_metadata(self, name: str, metadata: Mapping[str, str]) -> None:
+        check_metadata(metadata)
+        blob = self._client.get_blob_client(self._prefix + check_name(name))
+        with _translated(f"set the metadata of {name} in {self.location}"):
+            blob.set_blob_metadata(dict(metadata))
+
+    def set_properties(self, name: str, properties: ContentProperties) -> None:
+        check_properties(properties)
+        blob = self._client.get_blob_client(self._prefix + check_name(name))
+        with _translated(f"set the properties of {name} in {self.location}"):
+            md5 = properties.content_md5 or _md5(blob.get_blob_properties())
+            blob.set_http_headers(
+                ContentSettings(
+                    content_type=properties.content_type or None,
+                    content_md5=None if md5 is None else bytearray(md5),
+                    content_encoding=properties.content_encoding or None,
+                    content_language=properties.content_language or None,
+                    cache_control=properties.cache_control or None,
+                )
+            )
 
     def copy_from(self, source: Store, name: str) -> bool:
         """Copy Blob, which the service does on its own inside one account; returns when the copy is complete."""

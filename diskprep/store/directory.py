@@ -5,11 +5,13 @@ directory while writing (names that are not 64 hexadecimal digits are ignored by
 
 Write order of `write`: durable.write_file. Of blocks: those of a name go one after the other into one file under
 `.blocks/`; the commit syncs that file and renames it when they came in order, and else writes them anew. A crash leaves
-a file under `.blocks/` that the next first block of that name overwrites.
+a file under `.blocks/` that the next first block of that name overwrites. A page blob is a file that is written in
+place; what is kept beside an object is in a sidecar.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import hashlib
@@ -19,8 +21,8 @@ import stat
 import threading
 import urllib.parse
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -28,10 +30,23 @@ from diskprep import clock, durable
 from diskprep.durable import Buffer
 from diskprep.errors import DataDamaged, NotFound, NotSignedIn, StorageUnavailable
 from diskprep.secrets import Secret
-from diskprep.store import BlobStore, Store, StoredObject, check_name
+from diskprep.store import (
+    Account,
+    BlobState,
+    ContentProperties,
+    ImportTarget,
+    Store,
+    StoredObject,
+    check_metadata,
+    check_name,
+    check_properties,
+)
+from diskprep.store.sidecar import NOTHING, Beside, Sidecars
 
 _BLOCKS = ".blocks"
 _COPY_BYTES = 1 << 26
+_PAGE_BYTES = 512
+_PAGES_AT_ONCE_BYTES = 4 << 20
 _NOT_BETWEEN_THESE = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)  # file systems without a common copy
 
 
@@ -43,6 +58,7 @@ class DirectoryStore:
         self._device: int | None = None  # of the file system that the first object was written to
         self._staged: dict[str, _Staged] = {}
         self._lock = threading.Lock()
+        self._sidecars = Sidecars(root)
 
     @property
     def location(self) -> str:
@@ -75,13 +91,18 @@ class DirectoryStore:
             raise durable.storage_error(error, f"list {top}") from error
 
     def stat(self, name: str) -> StoredObject | None:
+        status = self._status(name)
+        return None if status is None else StoredObject(name=name, size_bytes=status.st_size)
+
+    def _status(self, name: str) -> os.stat_result | None:
+        """Of the object's file; None when there is none."""
         try:
             status = (self._root / check_name(name)).lstat()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise durable.storage_error(error, f"look at {name} in {self._root}") from error
-        return StoredObject(name=name, size_bytes=status.st_size) if stat.S_ISREG(status.st_mode) else None
+        return status if stat.S_ISREG(status.st_mode) else None
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         try:
@@ -107,6 +128,7 @@ class DirectoryStore:
         self._stay_in_place()
         durable.make_directory(path.parent)
         try:
+            self._forget(name)
             durable.write_file(path, parts, mode=0o400)
         except NotFound:  # the directory that was there a moment ago
             self._stay_in_place()
@@ -115,6 +137,7 @@ class DirectoryStore:
     def delete(self, name: str) -> None:
         path = self._root / check_name(name)
         try:
+            self._sidecars.forget(name)
             path.unlink(missing_ok=True)
             if path.parent.is_dir():
                 durable.fsync_directory(path.parent)
@@ -153,6 +176,7 @@ class DirectoryStore:
             wanted = [staged.ranges[block_id] for block_id in block_ids]
             if md5 is not None and _md5_of(staged.parts(wanted)) != md5:
                 raise DataDamaged(f"the blocks of {name} do not make the announced whole")
+            self._forget(name)
             if staged.is_whole(wanted):
                 durable.move_file(staged.path, path, mode=0o400)
             else:
@@ -175,6 +199,7 @@ class DirectoryStore:
                     pass
                 durable.set_mode(writer.fileno(), 0o400)
                 os.fsync(writer.fileno())
+            self._sidecars.forget(name)
             temporary.replace(path)
             durable.fsync_directory(path.parent)
         except OSError as error:
@@ -184,6 +209,95 @@ class DirectoryStore:
                 return False
             raise durable.storage_error(error, f"copy {name} from {source.root} to {self._root}") from error
         return True
+
+    def inspect(self, name: str) -> BlobState | None:
+        status = self._status(name)
+        if status is None:
+            return None
+        beside = self._sidecars.get(name, status)
+        return BlobState(
+            size_bytes=status.st_size,
+            version=f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}",
+            is_page_blob=beside.is_page_blob,
+            leased=beside.leased,
+            properties=beside.properties,
+            metadata=beside.metadata,
+        )
+
+    def create_pages(self, name: str, size_bytes: int, metadata: Mapping[str, str]) -> None:
+        check_metadata(metadata)
+        if size_bytes < 0 or size_bytes % _PAGE_BYTES:
+            raise DataDamaged(f"a page blob has whole pages; {name} would have {size_bytes} bytes")
+        path = self._root / check_name(name)
+        durable.make_directory(path.parent)
+        temporary = path.with_name(f"{durable.TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+        try:
+            with temporary.open("xb") as writer:
+                durable.set_mode(writer.fileno(), 0o600)
+                writer.truncate(size_bytes)
+                os.fsync(writer.fileno())
+            # The sidecar first: it says nothing of an object that is not there yet, and all of it from then on.
+            beside = replace(NOTHING, is_page_blob=True, metadata=dict(metadata))
+            self._sidecars.put(name, temporary.stat(), beside)
+            temporary.replace(path)
+            durable.fsync_directory(path.parent)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise durable.storage_error(error, f"create {name} in {self._root}") from error
+
+    def write_pages(self, name: str, offset: int, data: Buffer, md5: bytes) -> None:
+        state = self.inspect(name)
+        if state is None:
+            raise NotFound(f"{name} does not exist in {self._root}")
+        if not state.is_page_blob:
+            raise DataDamaged(f"{name} in {self._root} is not a page blob")
+        size = memoryview(data).nbytes
+        if offset % _PAGE_BYTES or size % _PAGE_BYTES or not 0 < size <= _PAGES_AT_ONCE_BYTES:
+            raise DataDamaged(f"{size} bytes at {offset} of {name} are not 1 to 8192 whole pages")
+        if offset < 0 or offset + size > state.size_bytes:
+            raise DataDamaged(f"pages up to byte {offset + size} of {name}, which has {state.size_bytes}")
+        if hashlib.md5(data, usedforsecurity=False).digest() != md5:
+            raise DataDamaged(f"pages of {name} do not have the MD5 they were announced with")
+        try:
+            descriptor = os.open(self._root / name, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                os.lseek(descriptor, offset, os.SEEK_SET)
+                durable.write_all(descriptor, (data,))
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise durable.storage_error(error, f"write pages of {name} in {self._root}") from error
+
+    def set_metadata(self, name: str, metadata: Mapping[str, str]) -> None:
+        check_metadata(metadata)
+        status, beside = self._beside(name)
+        self._sidecars.put(name, status, replace(beside, metadata=dict(metadata)))
+
+    def set_properties(self, name: str, properties: ContentProperties) -> None:
+        check_properties(properties)
+        status, beside = self._beside(name)
+        if properties.content_md5 is None:
+            properties = replace(properties, content_md5=beside.properties.content_md5)
+        self._sidecars.put(name, status, replace(beside, properties=properties))
+
+    def set_lease(self, name: str, *, held: bool) -> None:
+        """Hold or give back the lease on an object, as somebody else would: to practise with."""
+        status, beside = self._beside(name)
+        self._sidecars.put(name, status, replace(beside, leased=held))
+
+    def _beside(self, name: str) -> tuple[os.stat_result, Beside]:
+        status = self._status(name)
+        if status is None:
+            raise NotFound(f"{name} does not exist in {self._root}")
+        return status, self._sidecars.get(name, status)
+
+    def _forget(self, name: str) -> None:
+        try:
+            self._sidecars.forget(name)
+        except OSError as error:
+            raise durable.storage_error(error, f"write {name} in {self._root}") from error
 
     def _stay_in_place(self) -> None:
         """Raise StorageUnavailable when the root is no longer on the file system that it was on: what is written then
@@ -252,7 +366,7 @@ class DirectoryAccount:
     def name(self) -> str:
         return self._name
 
-    def container(self, name: str) -> BlobStore:
+    def container(self, name: str) -> ImportTarget:
         path = self._paths.get(name, self._root / check_name(name))
         durable.make_directory(path)
         return DirectoryStore(path)
@@ -262,7 +376,7 @@ class DirectoryAccount:
         query = urllib.parse.urlencode({"se": until, "sp": "rwdl", "sr": "c", "sig": self._sign(name, until)})
         return Secret(f"{name}?{query}")
 
-    def open_sas(self, sas: Secret[str]) -> BlobStore:
+    def open_sas(self, sas: Secret[str]) -> ImportTarget:
         name, _, query = sas.reveal().partition("?")
         fields = dict(urllib.parse.parse_qsl(query))
         try:
@@ -273,6 +387,11 @@ class DirectoryAccount:
         if not genuine or expired:
             raise NotSignedIn(f"the signature for container {name!r} is {'expired' if genuine else 'not genuine'}")
         return self.container(name)
+
+    def open_key(self, key: Secret[str]) -> Account:
+        if not hmac.compare_digest(base64.b64encode(self._key.reveal()), key.reveal().encode()):
+            raise NotSignedIn(f"the key is not that of the account {self._name}")
+        return self
 
     def _sign(self, container: str, until: str) -> str:
         message = f"{self._name}\n{container}\n{until}".encode()

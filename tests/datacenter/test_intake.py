@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from drives import MIB, PASSWORD, SERIAL, add_manifest, block_blob, make_drive
 
 from diskprep import clock
 from diskprep.datacenter.server import Datacenter, Summary
-from diskprep.durable import Buffer
 from diskprep.events import Event, Note, Progress
 from diskprep.exchange import manifest as m
 from diskprep.exchange.copylog import DriveLog, parse_copy_log
@@ -23,15 +23,9 @@ from diskprep.importjob.service import AzureImportService
 from diskprep.secrets import Secret
 from diskprep.store import BlobStore
 from diskprep.store.directory import DirectoryAccount
-from diskprep.volume.bitlocker import Method, generate_recovery_password
-from diskprep.volume.device import create_image, open_for_writing
-from diskprep.volume.format import format_disk, open_disk
-from diskprep.volume.ntfs import Filler, SourceFile
+from diskprep.volume.bitlocker import generate_recovery_password
 
 SUBSCRIPTION = "00000000-0000-4000-8000-000000000001"
-SERIAL = "WD-1"
-MIB = 1 << 20
-PASSWORD = generate_recovery_password()
 FILES = {
     "data/aa/one": os.urandom(9 * MIB + 5),
     "data/bb/two": os.urandom(3),
@@ -55,46 +49,18 @@ class Prepared:
             recovery_password=PASSWORD,
             manifest_file="\\DriveManifest.xml",
             manifest_hash=m.manifest_hash(self.manifest),
+            opened=True,
         )
 
 
 def entry(name: str, data: bytes, disposition: m.Disposition = m.Disposition.NO_OVERWRITE) -> m.ManifestBlob:
-    step = m.BLOCK_BYTES
-    return m.ManifestBlob(
-        blob_path=f"backup/{name}",
-        file_path="\\repository\\" + name.replace("/", "\\"),
-        length_bytes=len(data),
-        blocks=tuple(m.block_of(offset, data[offset : offset + step]) for offset in range(0, len(data), step)),
-        disposition=disposition,
-    )
-
-
-def source(path: str, data: bytes) -> SourceFile:
-    def blocks() -> Iterator[Buffer]:
-        for offset in range(0, len(data), m.BLOCK_BYTES):
-            yield data[offset : offset + m.BLOCK_BYTES]
-
-    return SourceFile(path=path, size_bytes=len(data), blocks=blocks)
+    return block_blob(name, data, disposition=disposition)
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A formatted disk with the files on it and no manifest: each test copies it and adds its own."""
-    path = tmp_path_factory.mktemp("disk") / "base.img"
-    create_image(path, 96 * MIB)
-    with open_for_writing(path) as device:
-        moment = datetime(2026, 3, 1, tzinfo=UTC)
-        format_disk(
-            device,
-            method=Method.XTS_AES_256,
-            label="first-backup",
-            description="test",
-            recovery_password=PASSWORD,
-            created=moment,
-        )
-        filler = Filler(open_disk(device, PASSWORD))
-        filler.write([source(f"repository/{name}", data) for name, data in FILES.items()])
-    return path
+    return make_drive(tmp_path_factory.mktemp("disk") / "base.img", FILES)
 
 
 @pytest.fixture
@@ -113,8 +79,7 @@ def prepare(base: Path, tmp_path: Path, account: DirectoryAccount) -> Callable[.
         with base.open("rb") as origin, path.open("wb") as target:
             while os.copy_file_range(origin.fileno(), target.fileno(), 1 << 30):
                 pass
-        with open_for_writing(path) as device:
-            Filler(open_disk(device, PASSWORD)).write([source("DriveManifest.xml", data)])
+        add_manifest(path, data)
         return Prepared(path=path, manifest=data)
 
     return make
@@ -267,7 +232,7 @@ def forged(_data: bytes) -> bytes:
         (lambda disk: replace(disk.drive, recovery_password=generate_recovery_password()), "BitLockerKeyInvalid"),
         (lambda disk: replace(disk.drive, manifest_file="\\Other.xml"), "ManifestNotFound"),
         (lambda disk: replace(disk.drive, manifest_file="\\..\\x"), "ManifestNameInvalid"),
-        (lambda disk: replace(disk.drive, manifest_file="\\repository"), "ManifestFormatInvalid"),
+        (lambda disk: replace(disk.drive, manifest_file="\\repository"), "ManifestAccessDenied"),
     ],
 )
 def test_a_job_that_does_not_fit_its_drive_ends_with_the_published_status(
@@ -369,5 +334,5 @@ def test_a_stand_in_that_was_killed_reads_the_drive_again(
             datacenter.process("first-backup")
     assert service.get("first-backup").state == "Transferring"
     summary = datacenter.process("first-backup")
-    assert [drive.status for drive in summary.drives] == ["CompletedWithWarnings"]  # all there already, so skipped
+    assert [drive.status for drive in summary.drives] == ["Completed"]  # all there already, and its own
     assert datacenter.ship_back("first-backup").state == "Completed"

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diskprep.errors import DataDamaged, NotBuilt
+from diskprep.errors import DataDamaged
 from diskprep.exchange import manifest as m
 from diskprep.secrets import Secret
 
@@ -146,13 +146,6 @@ def test_a_blob_named_twice_is_refused() -> None:
         m.parse_manifest(data.replace(b"backup/b", b"backup/a"))
 
 
-@pytest.mark.parametrize("tag", [b"PageRangeList", b"MetadataPath", b"PropertiesPath"])
-def test_what_is_not_built_says_so(tag: bytes) -> None:
-    data = m.write_manifest(manifest(blob()))
-    with pytest.raises(NotBuilt, match=tag.decode()):
-        m.parse_manifest(data.replace(b"</Blob>", b"<" + tag + b"/></Blob>"))
-
-
 def test_more_blocks_than_allowed_are_refused() -> None:
     good = blob("a", (1,) * m.BLOCKS_LIMIT)
     assert len(m.parse_manifest(m.write_manifest(manifest(good))).blobs[0].blocks) == 50_000
@@ -190,7 +183,7 @@ def test_any_change_gives_a_manifest_or_damage(noise: bytes, offset: int, cut: i
     changed = data[:offset] + noise + data[offset + cut :]
     try:
         m.parse_manifest(changed)
-    except (DataDamaged, NotBuilt):
+    except DataDamaged:
         return
 
 

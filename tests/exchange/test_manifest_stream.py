@@ -13,6 +13,7 @@ import pytest
 from diskprep.errors import DataDamaged
 from diskprep.exchange import manifest as m
 from diskprep.exchange import xml
+from diskprep.exchange.distinct import Names
 from diskprep.secrets import Secret
 
 HEAD = m.ManifestHead(drive_id="WD-123", container_sas=Secret("backup?sv=1&sig=a"), client_creator="tool & co")
@@ -134,7 +135,7 @@ def test_a_name_that_comes_again_much_later_is_refused_both_ways() -> None:
 
 
 def test_names_are_told_apart_exactly() -> None:
-    names, rng, seen = m._Names(), random.Random(4), set[str]()
+    names, rng, seen = Names(), random.Random(4), set[str]()
     for _ in range(30_000):
         name = f"n{rng.randrange(8_000)}"
         assert names.add(name) is (name not in seen)
@@ -144,7 +145,7 @@ def test_names_are_told_apart_exactly() -> None:
 def test_a_name_takes_few_bytes() -> None:
     tracemalloc.start()
     try:
-        names = m._Names()
+        names = Names()
         before = tracemalloc.get_traced_memory()[0]
         for number in range(21_800):  # just before the table grows again
             names.add(str(number))
