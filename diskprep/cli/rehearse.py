@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from diskprep.cli import inputs, output
+from diskprep.datacenter.faults import DriveFault
 from diskprep.rehearsal import journey
 from diskprep.rehearsal.summary import Summary
+from diskprep.rehearsal.trip import Options
 from diskprep.volume.bitlocker import Method
 
 
@@ -33,6 +35,14 @@ def rehearse(
         bool, typer.Option("--keep", help="Leave everything in the working folder, and remove nothing.")
     ] = False,
     method: Annotated[Method, typer.Option("--method", help="BitLocker's encryption method.")] = Method.XTS_AES_256,
+    fault: Annotated[
+        DriveFault | None,
+        typer.Option(
+            "--fault",
+            help="What befalls the last disk on its way or in the datacenter; what is missing is then sent again.",
+            show_default=False,
+        ),
+    ] = None,
     json: inputs.Json = False,
     quiet: inputs.Quiet = False,
 ) -> None:
@@ -40,13 +50,14 @@ def rehearse(
 
     Nothing leaves this computer, and no disk of it is touched.
     """
-    options = journey.Options(
+    options = Options(
         source=source,
         workdir=workdir,
         disks=disks,
         disk_bytes=inputs.size_bytes(disk_size) if disk_size else None,
         keep=keep,
         method=method,
+        fault=fault,
     )
     with output.screen(quiet=quiet) as screen:
         summary = journey.rehearse(options, screen.emit)

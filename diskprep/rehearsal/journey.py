@@ -11,24 +11,29 @@ import contextlib
 import os
 import secrets
 import socket
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
-from datetime import timedelta
 from pathlib import Path
 
-from diskprep import cleanup, clock, compare, durable, replica
+from diskprep import cleanup, compare, durable, replica
+from diskprep import repair as repairs
 from diskprep.datacenter.server import Datacenter
 from diskprep.disk import plan as disk_plan
-from diskprep.disk import target, together
-from diskprep.disk.record import PreparedDisk
-from diskprep.disk.work import Order
-from diskprep.errors import DataDamaged, DiskprepError, RestoreDiffers, SourceIncomplete, UsageError
-from diskprep.events import Emit, Note
-from diskprep.importjob import job as import_job
-from diskprep.importjob.model import Address, Drive, Job, JobState, ReturnAddress
+from diskprep.errors import DiskprepError, RestoreDiffers, SourceIncomplete, UsageError
+from diskprep.events import Emit
 from diskprep.importjob.service import AzureImportService
-from diskprep.rehearsal import preflight
-from diskprep.rehearsal.summary import DiskFigures, RecoveryPoint, Summary
+from diskprep.rehearsal import making, post, preflight
+from diskprep.rehearsal.summary import RecoveryPoint, Summary
+from diskprep.rehearsal.trip import (
+    ACCOUNT,
+    CONTAINER,
+    JOB_NAME,
+    LOCATION,
+    RESOURCE_GROUP,
+    VAULT,
+    Expected,
+    Options,
+    Trip,
+    shown,
+)
 from diskprep.repository.repository import Repository, open_repository
 from diskprep.seal import Seal, load_seal
 from diskprep.secrets import Secret, generate_passphrase
@@ -40,66 +45,6 @@ from diskprep.store import Account, BlobStore
 from diskprep.store.directory import DirectoryAccount
 from diskprep.vault import ingest, online, restore
 from diskprep.vault.certificate import Certificate
-from diskprep.volume.bitlocker import Method
-
-ACCOUNT = "rehearsal"
-CONTAINER = "container"
-VAULT = "vault"
-JOB_NAME = "rehearsal"
-RESOURCE_GROUP = "rehearsal"
-LOCATION = "westeurope"
-CARRIER = "DHL"
-TRACKING_NUMBER = "JD0140000000000001"
-RETURN_ADDRESS = ReturnAddress(
-    recipient_name="Backup operator",
-    street_address1="1 Rehearsal Street",
-    city="Springfield",
-    postal_code="12345",
-    country_or_region="Netherlands",
-    phone="+31 20 000 0000",
-    email="operator@example.invalid",
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What a rehearsal is asked for. Without `disks` and `disk_bytes`: two disks, as small as the data allows."""
-
-    source: Path | None = None
-    workdir: Path | None = None
-    disks: int | None = None
-    disk_bytes: int | None = None
-    keep: bool = False
-    method: Method = Method.XTS_AES_256
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Expected:
-    """A recovery point, and what the source was when it was taken; `ignore`: paths that moved or cannot be read."""
-
-    name: str
-    snapshot: str
-    truth: compare.Fingerprint
-    stored: int
-    ignore: frozenset[bytes] = frozenset()
-
-
-@dataclass(slots=True, kw_only=True)
-class _Trip:
-    """What the stages hand on to each other."""
-
-    options: Options
-    source: Path
-    root: Path
-    account: Account
-    staging: Staging
-    passphrase: Secret[str]
-    summary: Summary
-    emit: Emit
-    expected: list[_Expected]
-
-    def say(self, stage_name: str, text: str) -> None:
-        self.emit(Note(stage=stage_name, text=text))
 
 
 def rehearse(options: Options, emit: Emit, *, account: Account | None = None) -> Summary:
@@ -114,14 +59,14 @@ def rehearse(options: Options, emit: Emit, *, account: Account | None = None) ->
         raise UsageError(f"--disk-size is {disk_plan.MIN_DISK_BYTES >> 20}M at least, not {options.disk_bytes} bytes")
     source = preflight.check_source(options.source) if options.source else preflight.default_source()
     with preflight.workdir_for(options.workdir, source) as root:
-        trip = _Trip(
+        trip = Trip(
             options=options,
             source=source,
             root=root,
             account=account or _directory_account(root),
             staging=Staging(root / "staging"),
             passphrase=generate_passphrase(),
-            summary=Summary(source=_shown(source), workdir=_shown(root)),
+            summary=Summary(source=shown(source), workdir=shown(root)),
             emit=emit,
             expected=[],
         )
@@ -142,11 +87,6 @@ def rehearse(options: Options, emit: Emit, *, account: Account | None = None) ->
     return trip.summary
 
 
-def _shown(path: Path) -> str:
-    """A path as text that can be written anywhere: names need not be UTF-8."""
-    return compare.display(os.fsencode(path))
-
-
 def _leave(root: Path, *, keep: tuple[str, ...]) -> None:
     """Remove what the rehearsal made; with nothing to keep, its folder too."""
     preflight.clear(root, keep=keep)
@@ -154,7 +94,7 @@ def _leave(root: Path, *, keep: tuple[str, ...]) -> None:
         preflight.remove_workdir(root)
 
 
-def _walk(trip: _Trip) -> None:
+def _walk(trip: Trip) -> None:
     size = preflight.measure(trip.source)
     trip.say("preflight", f"source {trip.source}: {size.entries} entries, {size.size_bytes / 1e6:.1f} MB")
     if not size.size_bytes:
@@ -166,7 +106,7 @@ def _walk(trip: _Trip) -> None:
     seed, seal = load_seed(trip.staging), load_seal(trip.staging.seal_file)
     if not seal.data_packs:
         raise SourceIncomplete(f"nothing in {trip.source} could be read, so there is nothing to ship")
-    disks = _prepare(trip, seed, seal)
+    disks = making.prepare(trip, trip.staging)
 
     token = Secret(secrets.token_hex(16))
     datacenter = Datacenter(trip.root / "datacenter.sqlite", trip.account, token=token)
@@ -174,7 +114,7 @@ def _walk(trip: _Trip) -> None:
         service = AzureImportService(
             datacenter.base_url, token, subscription_id=seed.subscription_id, resource_group=seed.resource_group
         )
-        _create_job(trip, service, seed, disks)
+        post.send(trip, service, trip.staging, disks)
         vault = trip.account.container(VAULT)
         with trip.summary.stage("online") as meter:
             meter.bytes = online.publish(trip.staging, seal, vault, trip.emit)
@@ -183,7 +123,7 @@ def _walk(trip: _Trip) -> None:
         trip.say("online", "the small part is in the vault, held against prune and check until the disks are in")
 
         _backup_changed(trip, repository, "while the disks travelled", change=1)
-        _datacenter(trip, service, datacenter, seed, disks)
+        post.deliver(trip, service, datacenter, trip.staging, disks)
         certificate = _ingest(trip, repository, seed, seal)
         hold.release()
         _backup_changed(trip, repository, "after ingestion", change=2)
@@ -193,7 +133,7 @@ def _walk(trip: _Trip) -> None:
     durable.write_json(trip.root / "summary.json", trip.summary.document())
 
 
-def _stage(trip: _Trip, size_bytes: int) -> None:
+def _stage(trip: Trip, size_bytes: int) -> None:
     before = compare.fingerprint(trip.source, contents=False)
     with trip.summary.stage("stage") as meter:
         result = stage(
@@ -220,103 +160,15 @@ def _stage(trip: _Trip, size_bytes: int) -> None:
     for path in sorted(unread - moved)[:10]:
         trip.say("stage", f"not compared, because it cannot be read: {compare.display(path)}")
     trip.expected.append(
-        _Expected(
-            name="first", snapshot=result.snapshot, truth=truth, ignore=moved | unread, stored=result.bytes_stored
-        )
+        Expected(name="first", snapshot=result.snapshot, truth=truth, ignore=moved | unread, stored=result.bytes_stored)
     )
     trip.say(
         "stage", f"snapshot {result.snapshot[:8]}: {result.files} files, {result.bytes_stored / 1e6:.1f} MB stored"
     )
 
 
-def _prepare(trip: _Trip, seed: Seed, seal: Seal) -> list[PreparedDisk]:
-    folder = trip.root / "disks"
-    durable.make_directory(folder)
-    plan = _plan(trip.options, seal)
-    disk_plan.save_plan(trip.staging.plan_file, plan)
-    trip.account.container(CONTAINER)  # a signature opens a container, it cannot make one
-    sas = trip.account.container_sas(CONTAINER, clock.now() + timedelta(days=1))
-    orders = [
-        Order(
-            target=target.parse(str(folder / f"{share.serial}.img"), image_bytes=share.size_bytes),
-            share=share,
-            staging=trip.staging,
-            seed=seed,
-            seal_digest=seal.digest,
-            container_sas=sas,
-            journal_path=trip.root / "journals" / f"{share.serial}.journal",
-            method=trip.options.method,
-        )
-        for share in plan.disks
-    ]
-    with trip.summary.stage("disks") as meter:
-        prepared = together.check(together.prepare_disks(orders, trip.emit))
-        meter.bytes = sum(disk.payload_bytes for disk in prepared)
-    for disk in prepared:
-        trip.say(
-            "disks",
-            f"{disk.serial}: {disk.files} files, {disk.payload_bytes / 1e6:.1f} MB, BitLocker {trip.options.method}, "
-            "read back and sealed",
-        )
-        trip.summary.disks.append(DiskFigures(serial=disk.serial, image=_shown(disk.path), bytes=disk.payload_bytes))
-    return prepared
-
-
-def _create_job(trip: _Trip, service: AzureImportService, seed: Seed, disks: Sequence[PreparedDisk]) -> None:
-    drives = [
-        Drive(
-            drive_id=disk.serial,
-            recovery_password=_password_of(disk),
-            manifest_file=disk.manifest_file,
-            manifest_hash=disk.manifest_hash,
-        )
-        for disk in disks
-    ]
-    with trip.summary.stage("import job"):
-        job = import_job.create_job(service, trip.staging, seed, drives, return_address=RETURN_ADDRESS)
-        shipping = import_job.shipping_address(service, seed.location)
-    trip.say("import job", f"disks prepared: {', '.join(disk.serial for disk in disks)}")
-    trip.say("import job", f"import job created: {job.name}")
-    trip.say("import job", f"ship to: {_one_line(shipping.address)}")
-    with trip.summary.stage("shipping"):
-        job = import_job.enter_shipping(
-            service,
-            trip.staging,
-            carrier=CARRIER,
-            tracking_number=TRACKING_NUMBER,
-            drive_count=len(disks),
-            ship_date=clock.now().date(),
-        )
-    trip.say("shipping", f"shipped with {CARRIER}, tracking number {TRACKING_NUMBER}; the job is {job.state}")
-    trip.summary.job = {"name": job.name, "shipping_address": _one_line(shipping.address)}
-
-
-def _datacenter(
-    trip: _Trip,
-    service: AzureImportService,
-    datacenter: Datacenter,
-    seed: Seed,
-    disks: Sequence[PreparedDisk],
-) -> None:
-    with trip.summary.stage("datacenter") as meter:
-        datacenter.receive(seed.job_name, {disk.serial: disk.path for disk in disks}, trip.emit)
-        datacenter.process(seed.job_name, trip.emit)
-        datacenter.ship_back(seed.job_name)
-        meter.bytes = sum(disk.payload_bytes for disk in disks)
-    job: Job = service.get(seed.job_name)
-    trip.summary.job |= {
-        "state": str(job.state),
-        "drives": {drive.drive_id: str(drive.state) for drive in job.drives},
-    }
-    if job.state != JobState.COMPLETED:
-        raise DataDamaged(
-            f"the import job ended as {job.state}", hint="the copy logs under waies/ in the container say why"
-        )
-    trip.say("datacenter", f"import job {job.name}: {job.state}")
-
-
-def _ingest(trip: _Trip, repository: Repository, seed: Seed, seal: Seal) -> Certificate:
-    placement = disk_plan.load_plan(trip.staging.plan_file, seal).placement()
+def _ingest(trip: Trip, repository: Repository, seed: Seed, seal: Seal) -> Certificate:
+    placement = repairs.placements(trip.staging)
     with trip.summary.stage("ingest") as meter:
         certificate = ingest.ingest(
             trip.account.container(CONTAINER),
@@ -333,7 +185,7 @@ def _ingest(trip: _Trip, repository: Repository, seed: Seed, seal: Seal) -> Cert
     return certificate
 
 
-def _backup_changed(trip: _Trip, repository: Repository, name: str, *, change: int) -> None:
+def _backup_changed(trip: Trip, repository: Repository, name: str, *, change: int) -> None:
     """Change a copy of the source and take an incremental of it under the original paths.
 
     A copy has other inodes and ctimes, so size and mtime alone decide what is unchanged.
@@ -356,7 +208,7 @@ def _backup_changed(trip: _Trip, repository: Repository, name: str, *, change: i
         meter.bytes = result.bytes_processed
     unread = frozenset(truth.unreadable)
     trip.expected.append(
-        _Expected(name=name, snapshot=result.snapshot, truth=truth, ignore=unread, stored=result.bytes_stored)
+        Expected(name=name, snapshot=result.snapshot, truth=truth, ignore=unread, stored=result.bytes_stored)
     )
     trip.say(
         f"incremental {change}",
@@ -364,7 +216,7 @@ def _backup_changed(trip: _Trip, repository: Repository, name: str, *, change: i
     )
 
 
-def _restore_all(trip: _Trip) -> None:
+def _restore_all(trip: Trip) -> None:
     """Restore every recovery point from the vault, as another machine would: with nothing but the passphrase."""
     repository = open_repository(trip.account.container(VAULT), trip.passphrase)
     for number, point in enumerate(trip.expected, 1):
@@ -403,7 +255,7 @@ def _cannot_be_made(tree: compare.Fingerprint) -> frozenset[bytes]:
     return frozenset(path for path, entry in tree.entries.items() if entry.device is not None)
 
 
-def _cleanup(trip: _Trip, seal: Seal, certificate: Certificate) -> None:
+def _cleanup(trip: Trip, seal: Seal, certificate: Certificate) -> None:
     container: BlobStore = trip.account.container(CONTAINER)
     vault = trip.account.container(VAULT)
     with trip.summary.stage("cleanup") as meter:
@@ -417,40 +269,9 @@ def _cleanup(trip: _Trip, seal: Seal, certificate: Certificate) -> None:
             trip.say("cleanup", f"removed {meter.bytes / 1e6:.1f} MB, all of it covered by the certificate")
 
 
-def _one_line(address: Address) -> str:
-    return ", ".join(line for line in astuple(address) if line)
-
-
-def _plan(options: Options, seal: Seal) -> disk_plan.Plan:
-    """As many disks as the data needs, of the size asked for; all of them are used."""
-    count = options.disks or 2
-    if options.disk_bytes is None:
-        packs = seal.data_packs
-        size = disk_plan.size_for(packs, count, indexes=seal.indexes_of(packs))
-    else:
-        size = options.disk_bytes
-        if options.disks is None:
-            fewest = disk_plan.make_plan(seal, _offers(disk_plan.MAX_DRIVES, size))
-            disk_plan.require_complete(fewest)
-            count = len(fewest.disks)
-    plan = disk_plan.make_plan(seal, _offers(count, size), spread=True)
-    disk_plan.require_complete(plan)
-    disk_plan.require_one_job(plan)
-    return plan
-
-
-def _offers(count: int, size_bytes: int) -> list[disk_plan.Offer]:
-    return [disk_plan.Offer(serial=f"REHEARSAL-{n:02}", size_bytes=size_bytes) for n in range(1, count + 1)]
-
-
 def _pack_bytes(options: Options, size_bytes: int) -> int:
     """Small enough that even a small source fills several packs on every disk; restic's 16 MiB at most."""
     return max(64 << 10, min(16 << 20, size_bytes // ((options.disks or 2) * 16)))
-
-
-def _password_of(disk: PreparedDisk) -> Secret[str]:
-    assert disk.recovery_password is not None, "a rehearsal prepares every disk itself"
-    return disk.recovery_password
 
 
 def _directory_account(root: Path) -> DirectoryAccount:
