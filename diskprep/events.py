@@ -10,6 +10,8 @@ from dataclasses import dataclass
 class Progress:
     """`done_bytes` of `total_bytes` (None: unknown) are through `stage`; `item` tells disks of one stage apart.
 
+    `unit` is "B"; "%" where nobody tells bytes, then they are of 100.
+
     Cumulative, not a difference, so that an event may be lost without harm.
     """
 
@@ -17,6 +19,7 @@ class Progress:
     done_bytes: int
     total_bytes: int | None = None
     item: str = ""
+    unit: str = "B"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -124,6 +124,14 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
         server.wait(30)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test's job, tracking number or journal is another's, or this computer's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DISKPREP_STATE", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def restic_seeded(tmp_path_factory: pytest.TempPathFactory) -> Seeded:
     """A sealed repository that restic wrote; one for the whole run, not to be changed."""

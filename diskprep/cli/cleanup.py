@@ -48,7 +48,7 @@ def run(
 
 
 def _run(staging: str, container: str, vault: str, certificate: Path, key_file: Path | None, *, remove: bool) -> None:
-    place = parse_staging(staging)
+    place = parse_staging(staging).first
     seal = load_seal(place.seal_file)
     imported, ingested = open_store(container, key_file), open_store(vault, key_file)
     try:

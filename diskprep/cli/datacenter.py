@@ -159,7 +159,7 @@ def fault(
 def sas(
     folder: Folder,
     container: Annotated[str, typer.Argument(metavar="CONTAINER")],
-    days: Annotated[int, typer.Option(help="How long it opens the container.")] = 30,
+    days: Annotated[int, typer.Option(help="How long it opens the container.")] = 60,
     blob_endpoint: BlobEndpoint = "",
     account_key_file: KeyFile = None,
 ) -> None:

@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 import urllib.parse
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -59,6 +60,8 @@ StagingOption = Annotated[
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(i?[bB])?")
 _CREDENTIAL = "diskprep.passphrase"
+#: Two weeks until the package is sent, as long again until it is opened, ten days of copying, and some to spare.
+_JOURNEY = timedelta(days=45)
 
 
 def passphrase(
@@ -154,7 +157,10 @@ def _asked(what: str, option: str, *, twice: bool) -> Secret[str]:
 
 
 def container_signature(path: Path, container: str) -> Secret[str]:
-    """The signature in a file: `CONTAINER?sv=...&sig=...`, for this container, still valid. Raises UsageError."""
+    """The signature in a file: `CONTAINER?sv=...&sig=...`, for this container, still valid. Raises UsageError.
+
+    It travels in the disks' manifests and opens the container when they are copied, which is weeks from now.
+    """
     signature = read_secret(path)
     name, _, query = signature.reveal().partition("?")
     fields = dict(urllib.parse.parse_qsl(query))
@@ -168,6 +174,12 @@ def container_signature(path: Path, container: str) -> Secret[str]:
         raise UsageError(f"the signature in {path} has no proper time of expiry") from None
     if expires < clock.now():
         raise UsageError(f"the signature in {path} has expired", hint="make a new one, valid for the whole journey")
+    if expires < clock.now() + _JOURNEY:
+        print(
+            f"warning: the signature in {escape(str(path))} ends on {expires:%Y-%m-%d}; disks copied later are "
+            f"refused. Shipping and copying can take {_JOURNEY.days} days: make one that lasts longer",
+            file=sys.stderr,
+        )
     return signature
 
 

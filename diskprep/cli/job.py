@@ -1,109 +1,130 @@
-"""`diskprep job ...`."""
+"""`diskprep job ...`: the import job, from creation to the returned disks."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, astuple
 from datetime import date
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from diskprep import clock
-from diskprep.cli import inputs, output
-from diskprep.cli.inputs import read_secret
-from diskprep.cli.recovery import recovery_password
-from diskprep.disk.plan import load_plan, require_complete, require_one_job
-from diskprep.disk.record import recorded
+from diskprep.cli import inputs, output, places, returning
+from diskprep.cli.connecting import AuthOption, Endpoint, Tenant, TokenFile, open_service
+from diskprep.cli.jobmaking import end, follow, job_document, make_job, ship_command, tell, tell_made
+from diskprep.cli.outcome import repair, report
+from diskprep.cli.slip import slip
+from diskprep.cli.watching import watch
 from diskprep.errors import UsageError
 from diskprep.importjob import job as jobs
-from diskprep.importjob.model import Drive, Job, ReturnAddress
-from diskprep.importjob.service import AzureImportService, credential
-from diskprep.seal import load_seal
-from diskprep.seed import Seed, load_seed, parse_staging
+from diskprep.importjob.saved import load_job
+from diskprep.importjob.shipping import checklist, shipping_address
+from diskprep.seed import load_seed, parse_staging
 
 app = typer.Typer(no_args_is_help=True, help="The import job.")
-
-Endpoint = Annotated[
-    str | None,
-    typer.Option(metavar="URL", help="The management endpoint; without it Azure's public one.", show_default=False),
-]
-TokenFile = Annotated[
-    Path | None, typer.Option(help="A file with a management token, as `az account get-access-token` prints it.")
-]
 
 
 @app.command("create")
 def create(
     staging: inputs.StagingArgument,
-    endpoint: Endpoint = None,
+    recipient: returning.Recipient = None,
+    street: returning.Street = None,
+    street2: returning.Street2 = None,
+    city: returning.City = None,
+    state: returning.State = None,
+    postal_code: returning.PostalCode = None,
+    country: returning.Country = None,
+    phone: returning.Phone = None,
+    email: returning.Email = None,
+    return_carrier: returning.Carrier = None,
+    return_account: returning.Account = None,
+    auth: AuthOption = None,
+    tenant: Tenant = None,
     token_file: TokenFile = None,
+    endpoint: Endpoint = None,
+    state_folder: places.State = None,
     passphrase_file: inputs.PassphraseFile = None,
     passphrase_fd: inputs.PassphraseFd = None,
     passphrase_command: inputs.PassphraseCommand = None,
     json: inputs.Json = False,
 ) -> None:
-    """Create the import job of the sealed disks, under the name given at staging. Creating twice is one job."""
+    """Create the import job of the sealed disks, under the name given at staging. Creating twice is one job.
+
+    The return address may be given here or with `job ship`.
+    """
     place = parse_staging(staging)
     seed = load_seed(place)
-    service = _service(seed, endpoint, token_file)
-    seal = load_seal(place.seal_file)
-    plan = load_plan(place.plan_file, seal)
-    require_complete(plan)
-    require_one_job(plan)
-    sealed = [recorded(place, disk, seal.digest) for disk in plan.disks]
-    secret = inputs.passphrase(passphrase_file, passphrase_fd, passphrase_command)
-    drives = [
-        Drive(
-            drive_id=disk.serial,
-            recovery_password=recovery_password(place, disk.serial, secret),
-            manifest_file=disk.manifest_file,
-            manifest_hash=disk.manifest_hash,
-        )
-        for disk in sealed
-    ]
-    job = jobs.create_job(service, place, seed, drives)
-    destination = jobs.shipping_address(service, seed.location)
-    if json:
-        output.print_json({**_document(job), "ship_to": asdict(destination.address), "carriers": destination.carriers})
-    else:
-        print(f"disks prepared: {', '.join(disk.serial for disk in sealed)}")
-        print(f"import job created: {job.name}")
-        print(f"ship to: {output.escape(', '.join(line for line in astuple(destination.address) if line))}")
-        print(f"carriers: {', '.join(destination.carriers)}")
-        print(f"enter the tracking number before {jobs.load_job(place).ship_until:%Y-%m-%d}, or the job is deleted")
-    output.next_step(f"diskprep job ship {staging} --carrier NAME --tracking-number NUMBER ...")
+    address = returning.return_address(
+        recipient_name=recipient,
+        street_address1=street,
+        street_address2=street2,
+        city=city,
+        state_or_province=state,
+        postal_code=postal_code,
+        country_or_region=country,
+        phone=phone,
+        email=email,
+    )
+    made = make_job(
+        place,
+        seed,
+        open_service(seed, endpoint=endpoint, token_file=token_file, auth=auth, tenant=tenant),
+        inputs.passphrase(passphrase_file, passphrase_fd, passphrase_command),
+        places.ledger(state_folder),
+        return_address=address,
+        return_shipping=returning.return_shipping(return_carrier, return_account),
+    )
+    tell_made(place, seed, made, as_json=json)
 
 
 @app.command("show")
 def show(
-    staging: inputs.StagingArgument, endpoint: Endpoint = None, token_file: TokenFile = None, json: inputs.Json = False
+    staging: inputs.StagingArgument,
+    auth: AuthOption = None,
+    tenant: Tenant = None,
+    token_file: TokenFile = None,
+    endpoint: Endpoint = None,
+    state_folder: places.State = None,
+    json: inputs.Json = False,
 ) -> None:
-    """The job of a staging as the service has it now."""
+    """The job of a staging as the service has it now, how long there is time, and what to do next.
+
+    Ends with 43 when the job needs its tracking number within five days, with 44 when a drive was not copied whole.
+    """
     place = parse_staging(staging)
-    job = jobs.refresh_job(_service(load_seed(place), endpoint, token_file), place)
-    if json:
-        output.print_json(_document(job))
-        return
-    print(f"import job {job.name}: {job.state}, {job.percent_complete} %")
-    print(
-        output.table(
-            ("drive", "state", "done", "bytes"),
-            [(d.drive_id, str(d.state), f"{d.percent_complete} %", output.size(d.bytes_succeeded)) for d in job.drives],
-        )
-    )
+    seed = load_seed(place)
+    service = open_service(seed, endpoint=endpoint, token_file=token_file, auth=auth, tenant=tenant)
+    saved = follow(service, place, places.ledger(state_folder))
+    tell(saved, as_json=json)
+    end(place, saved)
 
 
 @app.command("list")
 def list_jobs(
-    staging: inputs.StagingArgument, endpoint: Endpoint = None, token_file: TokenFile = None, json: inputs.Json = False
+    staging: inputs.StagingArgument,
+    auth: AuthOption = None,
+    tenant: Tenant = None,
+    token_file: TokenFile = None,
+    endpoint: Endpoint = None,
+    json: inputs.Json = False,
 ) -> None:
-    """All jobs of the seed's resource group."""
-    found = _service(load_seed(parse_staging(staging)), endpoint, token_file).list()
+    """All import jobs that the credential may see in the seed's subscription, or else in its resource group."""
+    seed = load_seed(parse_staging(staging))
+    found = open_service(seed, endpoint=endpoint, token_file=token_file, auth=auth, tenant=tenant).list()
     if json:
-        output.print_json({"jobs": [_document(job) for job in found]})
+        output.print_json({"jobs": [job_document(job) for job in found]})
         return
-    print(output.table(("job", "state", "drives"), [(job.name, str(job.state), str(len(job.drives))) for job in found]))
+    rows = [
+        (
+            job.name,
+            str(job.state),
+            str(len(job.drives)),
+            job.location,
+            job.package.tracking_number if job.package else "",
+        )
+        for job in found
+    ]
+    headings = ("job", "state", "drives", "region", "tracking number")
+    print(output.table(headings, [tuple(map(output.escape, row)) for row in rows]))
 
 
 @app.command("ship")
@@ -111,44 +132,129 @@ def ship(
     staging: inputs.StagingArgument,
     carrier: Annotated[str, typer.Option(help="Who carries the package.")],
     tracking_number: Annotated[str, typer.Option(help="Its tracking number; every job needs one of its own.")],
-    recipient: Annotated[str, typer.Option("--return-recipient", help="Who gets the disks back.")],
-    street: Annotated[str, typer.Option("--return-street")],
-    city: Annotated[str, typer.Option("--return-city")],
-    postal_code: Annotated[str, typer.Option("--return-postal-code")],
-    country: Annotated[str, typer.Option("--return-country")],
-    phone: Annotated[str, typer.Option("--return-phone")],
-    email: Annotated[str, typer.Option("--return-email")],
+    serials: Annotated[
+        list[str] | None,
+        typer.Option("--serial", help="A disk that is in the package, to be checked; as often as needed."),
+    ] = None,
     ship_date: Annotated[str | None, typer.Option(help="YYYY-MM-DD; today without it.", show_default=False)] = None,
-    endpoint: Endpoint = None,
+    recipient: returning.Recipient = None,
+    street: returning.Street = None,
+    street2: returning.Street2 = None,
+    city: returning.City = None,
+    state: returning.State = None,
+    postal_code: returning.PostalCode = None,
+    country: returning.Country = None,
+    phone: returning.Phone = None,
+    email: returning.Email = None,
+    return_carrier: returning.Carrier = None,
+    return_account: returning.Account = None,
+    auth: AuthOption = None,
+    tenant: Tenant = None,
     token_file: TokenFile = None,
+    endpoint: Endpoint = None,
+    state_folder: places.State = None,
+    json: inputs.Json = False,
 ) -> None:
-    """Tell the service that the package is on its way. All disks of the job travel in one package."""
+    """Tell the service that the package is on its way. All disks of the job travel in one package, and no others."""
     place = parse_staging(staging)
-    service = _service(load_seed(place), endpoint, token_file)
-    job = jobs.enter_shipping(
-        service,
+    seed = load_seed(place)
+    known = load_job(place).job
+    address = returning.return_address(
+        recipient_name=recipient,
+        street_address1=street,
+        street_address2=street2,
+        city=city,
+        state_or_province=state,
+        postal_code=postal_code,
+        country_or_region=country,
+        phone=phone,
+        email=email,
+        wanted=known.return_address is None,
+    )
+    jobs.enter_shipping(
+        open_service(seed, endpoint=endpoint, token_file=token_file, auth=auth, tenant=tenant),
         place,
         carrier=carrier,
         tracking_number=tracking_number,
-        drive_count=len(jobs.load_job(place).job.drives),
+        drive_count=len(serials or known.drives),
         ship_date=_date(ship_date),
-        return_address=ReturnAddress(
-            recipient_name=recipient,
-            street_address1=street,
-            city=city,
-            postal_code=postal_code,
-            country_or_region=country,
-            phone=phone,
-            email=email,
-        ),
+        return_address=address,
+        return_shipping=returning.return_shipping(return_carrier, return_account),
+        serials=serials,
+        ledger=places.ledger(state_folder),
     )
-    print(f"import job {job.name}: {job.state}")
-    output.next_step(f"diskprep job show {staging}")
+    saved = load_job(place)
+    tell(saved, as_json=json)
+    output.next_step(f"diskprep job watch {place.root}")
 
 
-def _service(seed: Seed, endpoint: str | None, token_file: Path | None) -> AzureImportService:
-    token = credential(read_secret(token_file) if token_file else None)
-    return AzureImportService(endpoint, token, subscription_id=seed.subscription_id, resource_group=seed.resource_group)
+@app.command("keep-alive")
+def keep_alive(
+    staging: inputs.StagingArgument,
+    auth: AuthOption = None,
+    tenant: Tenant = None,
+    token_file: TokenFile = None,
+    endpoint: Endpoint = None,
+    state_folder: places.State = None,
+    json: inputs.Json = False,
+) -> None:
+    """Restart the two weeks after which the service deletes a job that has no tracking number."""
+    place = parse_staging(staging)
+    seed = load_seed(place)
+    service = open_service(seed, endpoint=endpoint, token_file=token_file, auth=auth, tenant=tenant)
+    jobs.keep_alive(service, place, ledger=places.ledger(state_folder))
+    saved = load_job(place)
+    tell(saved, as_json=json)
+    output.next_step(ship_command(place))
+
+
+@app.command("cancel")
+def cancel(
+    staging: inputs.StagingArgument,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also when the package is on its way or drives are being copied.")
+    ] = False,
+    auth: AuthOption = None,
+    tenant: Tenant = None,
+    token_file: TokenFile = None,
+    endpoint: Endpoint = None,
+    state_folder: places.State = None,
+    json: inputs.Json = False,
+) -> None:
+    """Ask for the job to be cancelled, and show what came of it."""
+    place = parse_staging(staging)
+    seed = load_seed(place)
+    service = open_service(seed, endpoint=endpoint, token_file=token_file, auth=auth, tenant=tenant)
+    jobs.cancel_job(service, place, force=force, ledger=places.ledger(state_folder))
+    saved = load_job(place)
+    tell(saved, as_json=json)
+    end(place, saved)
+
+
+@app.command("checklist")
+def show_checklist(
+    staging: inputs.StagingArgument,
+    auth: AuthOption = None,
+    tenant: Tenant = None,
+    token_file: TokenFile = None,
+    endpoint: Endpoint = None,
+    json: inputs.Json = False,
+) -> None:
+    """What to see to before the package leaves: the address, carriers, and the rules of the region that it goes to."""
+    seed = load_seed(parse_staging(staging))
+    service = open_service(seed, endpoint=endpoint, token_file=token_file, auth=auth, tenant=tenant)
+    destination = shipping_address(service, seed.location)
+    steps = checklist(seed.location, destination)
+    if json:
+        output.print_json({"region": destination.region, "carriers": destination.carriers, "checklist": steps})
+        return
+    print("\n".join(f"[ ] {output.escape(step)}" for step in steps))
+
+
+app.command("watch")(watch)
+app.command("slip")(slip)
+app.command("report")(report)
+app.command("repair")(repair)
 
 
 def _date(text: str | None) -> date:
@@ -158,11 +264,3 @@ def _date(text: str | None) -> date:
         return date.fromisoformat(text)
     except ValueError:
         raise UsageError(f"{text!r} is not a date", hint="write it as YYYY-MM-DD") from None
-
-
-def _document(job: Job) -> dict[str, Any]:
-    document = asdict(job)
-    for package in ("package", "return_package"):
-        if document[package] and document[package]["ship_date"]:
-            document[package]["ship_date"] = document[package]["ship_date"].isoformat()
-    return document

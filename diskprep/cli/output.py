@@ -23,6 +23,7 @@ from diskprep.errors import DiskprepError
 from diskprep.events import Event, Progress
 
 _PLAIN_LINE_S = 60.0
+_PERCENT_BAR = "{desc}: {percentage:3.0f}% |{bar}|"
 
 
 class Screen:
@@ -78,14 +79,17 @@ class Screen:
             bar = self._bars[key] = tqdm(
                 desc=f"{escape(f'{event.stage} {event.item}'.strip()):>14}",
                 total=event.total_bytes,
-                unit="B",
-                unit_scale=True,
+                unit=event.unit,
+                unit_scale=event.unit == "B",
+                bar_format=None if event.unit == "B" else _PERCENT_BAR,
                 leave=False,
                 file=sys.stderr,
                 dynamic_ncols=True,
             )
         bar.total = event.total_bytes
         bar.update(event.done_bytes - bar.n)
+        if event.unit == "%":  # the next one may come in a quarter of an hour: this one must not be left undrawn
+            bar.refresh()
 
     def _close_finished(self) -> None:
         for key, bar in list(self._bars.items()):
@@ -161,5 +165,7 @@ def next_step(command: str) -> None:
 
 def _describe(progress: Progress) -> str:
     name = f"{progress.stage} {progress.item}".strip()
+    if progress.unit == "%":
+        return f"{escape(name):>14}  {progress.done_bytes} %"
     of = f" of {size(progress.total_bytes)}" if progress.total_bytes is not None else ""
     return f"{escape(name):>14}  {size(progress.done_bytes)}{of}"

@@ -11,7 +11,9 @@ from typing import Annotated
 
 import typer
 
-from diskprep.cli import inputs, output
+from diskprep.cli import inputs, output, places
+from diskprep.cli.connecting import AuthOption, Endpoint, Tenant, TokenFile, open_service
+from diskprep.cli.jobmaking import make_job, tell_made
 from diskprep.cli.papers import write_certificate
 from diskprep.disk import inventory, memory, prepare, target, together, watch
 from diskprep.disk import plan as plans
@@ -51,7 +53,7 @@ class _Job:
 
     @property
     def protected(self) -> tuple[Path, ...]:
-        return (self.staging.root, self.journals, *map(Path, self.seed.sources))
+        return (self.staging.root, self.staging.first.root, self.journals, *map(Path, self.seed.sources))
 
 
 def prepare_disks(
@@ -75,6 +77,14 @@ def prepare_disks(
     passphrase_file: inputs.PassphraseFile = None,
     passphrase_fd: inputs.PassphraseFd = None,
     passphrase_command: inputs.PassphraseCommand = None,
+    create_job: Annotated[
+        bool, typer.Option("--create-job", help="Create the import job, too, once all disks are sealed.")
+    ] = False,
+    auth: AuthOption = None,
+    tenant: Tenant = None,
+    token_file: TokenFile = None,
+    endpoint: Endpoint = None,
+    state_folder: places.State = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the steps; write nothing.")] = False,
     json: inputs.Json = False,
     quiet: inputs.Quiet = False,
@@ -87,15 +97,19 @@ def prepare_disks(
     """
     place = parse_staging(staging)
     seed = load_seed(place)
+    passphrase = _passphrase(passphrase_file, passphrase_fd, passphrase_command, wanted=create_job)
+    service = None
+    if create_job:  # before hours of copying: what is wrong with the way to the service is found now
+        service = open_service(seed, endpoint=endpoint, token_file=token_file, auth=auth, tenant=tenant)
     job = _Job(
         staging=place,
         seed=seed,
         seal=load_seal(place.seal_file),
-        journals=(journals or journal_folder()).absolute(),
+        journals=(journals or places.journal_folder()).absolute(),
         container_sas=inputs.container_signature(container_sas_file, seed.container),
         method=method,
         wipe=wipe,
-        escrow_key=_escrow_key(place, passphrase_file, passphrase_fd, passphrase_command),
+        escrow_key=None if passphrase is None else unlock_escrow(place, open_staged(place, passphrase)),
         confirmed=tuple(confirm_serial or ()),
     )
     known = inventory.list_disks() if wait else []  # one that comes while others are worked on is new, too
@@ -123,25 +137,23 @@ def prepare_disks(
         print(f"{_missing(plan)}; waiting for the next disk to be attached", file=sys.stderr, flush=True)
         found = next(arrivals)
         targets[found.serial] = found
-    _report(plan, done, as_json=json)
+    if service is None or not plan.is_complete or any(outcome.error for outcome in outcomes):
+        _report(plan, done, as_json=json)
     together.check(outcomes)
     _require_all(job, plan)
-    output.next_step(f"diskprep job create {place.root} --endpoint URL --token-file FILE --passphrase-file FILE")
+    if service is None:
+        output.next_step(f"diskprep job create {place.root} --passphrase-file FILE")
+        return
+    assert passphrase is not None, "it was asked for at the beginning"
+    made = make_job(place, seed, service, passphrase, places.ledger(state_folder))
+    tell_made(place, seed, made, as_json=json)
 
 
-def journal_folder() -> Path:
-    """Where journals are kept on this computer unless something else is said."""
-    if os.geteuid() == 0:
-        return Path("/var/lib/diskprep/journals")
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
-    return Path(home) / "diskprep/journals"
-
-
-def _escrow_key(place: Staging, file: Path | None, descriptor: int | None, command: str | None) -> Secret[bytes] | None:
-    """What opens the escrow, when a passphrase was given; none is asked for."""
-    if file is None and descriptor is None and command is None:
+def _passphrase(file: Path | None, descriptor: int | None, command: str | None, *, wanted: bool) -> Secret[str] | None:
+    """The passphrase when it was given; asked for only when it is `wanted`."""
+    if not wanted and file is None and descriptor is None and command is None:
         return None
-    return unlock_escrow(place, open_staged(place, inputs.passphrase(file, descriptor, command)))
+    return inputs.passphrase(file, descriptor, command)
 
 
 def _replan(job: _Job, targets: Mapping[str, target.Target]) -> plans.Plan:

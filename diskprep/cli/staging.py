@@ -10,6 +10,7 @@ import typer
 
 from diskprep import durable
 from diskprep.cli import backing, estimating, inputs, output, selecting, viewing
+from diskprep.errors import UsageError
 from diskprep.events import Note
 from diskprep.secrets import check_new_passphrase
 from diskprep.seed import parse_staging
@@ -59,6 +60,11 @@ def stage(
     The same command again goes on where the last one was cut off.
     """
     place = parse_staging(staging)
+    if place.whole is not None:
+        raise UsageError(
+            f"{place.root} sends packs of {place.whole} again; nothing is staged there",
+            hint=f"diskprep disk prepare {place.root} DISK...",
+        )
     new, sealed = not durable.exists(place.seed_file), durable.exists(place.seal_file)
     wanted = backing.sources(sources)
     options = stager.own_exclusions(

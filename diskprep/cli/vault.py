@@ -10,9 +10,9 @@ import typer
 
 from diskprep.cli import backing, estimating, inputs, output, passphrase, selecting, viewing
 from diskprep.cli.stores import Container, KeyFile, Vault, open_store
-from diskprep.disk.plan import load_plan
 from diskprep.errors import DataDamaged
 from diskprep.events import Note
+from diskprep.repair import placements
 from diskprep.repository.repository import Repository, open_repository
 from diskprep.seal import load_seal
 from diskprep.seed import load_seed, parse_staging
@@ -45,7 +45,7 @@ def publish(
 
     The vault is held against prune, check and repair until ingestion is verified.
     """
-    place = parse_staging(staging)
+    place = parse_staging(staging).first
     store = open_store(vault, account_key_file)
     secret = inputs.passphrase(passphrase_file, passphrase_fd, passphrase_command)
     with output.screen(quiet=quiet) as screen:
@@ -76,7 +76,7 @@ def ingest(
     quiet: inputs.Quiet = False,
 ) -> None:
     """Move the imported packs into the vault, verify every one, and write the certificate."""
-    place = parse_staging(staging)
+    place = parse_staging(staging).first  # a repair ends in the vault of the whole
     seal, seed = load_seal(place.seal_file), load_seed(place)
     store = open_store(vault, account_key_file)
     repository = open_repository(store, inputs.passphrase(passphrase_file, passphrase_fd, passphrase_command))
@@ -86,7 +86,7 @@ def ingest(
             store,
             repository,
             seal,
-            load_plan(place.plan_file, seal).placement(),
+            placements(place),
             job_name=seed.job_name,
             certificate_path=certificate.absolute(),
             emit=screen.emit,

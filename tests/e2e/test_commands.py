@@ -4,46 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import diskprep, diskprep_json, make_tree, need, run
-
-SUBSCRIPTION = "11111111-2222-4333-8444-555555555555"
-CONTAINER = "imported"
-PASSPHRASE = "canary passphrase, long enough"
-
-
-class Desk:
-    """An operator's desk: a source, a folder for everything else, and what is typed again and again."""
-
-    def __init__(self, base: Path) -> None:
-        self.base = base
-        self.source = make_tree(base / "source", megabytes=2)
-        self.staging, self.vault, self.practice = base / "staging", base / "vault", base / "practice"
-        self.disks = [base / "WD-A1.img", base / "WD-B2.img"]
-        self.container = self.practice / "containers" / CONTAINER
-        self.certificate = base / "certificate.json"
-        self.passphrase_file = base / "passphrase"
-        self.passphrase_file.write_text(PASSPHRASE + "\n")
-        self.secret = ("--passphrase-file", self.passphrase_file)
-        self.new_passphrase_file = base / "new passphrase"  # the vault's, once it was changed
-        self.opening = ("--vault", self.vault, "--passphrase-file", self.new_passphrase_file)
-        self.stores = ("--container", self.container, "--vault", self.vault)
-
-    def stage(self, code: int = 0) -> tuple[str, str]:
-        trip = ("--job", "my-first-job", "--storage-account", "account1", "--container", CONTAINER)
-        azure = ("--subscription", SUBSCRIPTION, "--resource-group", "group")
-        return diskprep("stage", self.source, "--staging", self.staging, *trip, *azure, *self.secret, code=code)
-
-    def prepare(self, *more: str | Path, code: int = 0) -> tuple[str, str]:
-        sas = ("--container-sas-file", self.practice / f"{CONTAINER}.sas")
-        journals = ("--journals", self.base / "journals")
-        return diskprep("disk", "prepare", f"s:{self.staging}", *self.disks, *sas, *journals, *more, code=code)
+from desk import CONTAINER, PASSPHRASE, RETURN, Desk, serving
+from support import diskprep, diskprep_json, need, run
 
 
 @pytest.fixture(scope="module")
@@ -53,16 +21,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
 
 @pytest.fixture(scope="module")
 def service(desk: Desk) -> Iterator[tuple[str, ...]]:
-    """The stand-in, as a process of its own; what a command needs to reach it."""
-    server = subprocess.Popen(
-        [sys.executable, "-m", "diskprep", "datacenter", "serve", desk.practice], stdout=subprocess.PIPE, text=True
-    )
-    assert server.stdout is not None
-    endpoint = server.stdout.readline().removeprefix("endpoint: ").strip()
-    token = server.stdout.readline().removeprefix("token file: ").strip()
-    yield "--endpoint", endpoint, "--token-file", token
-    server.send_signal(signal.SIGTERM)
-    assert server.wait(20) == 0
+    with serving(desk.practice) as reached:
+        yield reached
 
 
 def test_01_a_short_passphrase_is_refused_and_nothing_is_written(desk: Desk) -> None:
@@ -149,17 +109,13 @@ def test_11_the_job_is_created_once(desk: Desk, service: tuple[str, ...]) -> Non
     assert "my-first-job" in diskprep("job", "list", desk.staging, *service)[0]
 
 
-def test_12_without_a_token_signing_in_is_told_to_be_missing(desk: Desk) -> None:
-    assert "not built yet" in diskprep("job", "show", desk.staging, code=61)[1]
+def test_12_whoever_is_not_signed_in_is_told_how(desk: Desk) -> None:
+    assert "az login" in diskprep("job", "show", desk.staging, "--auth", "cli", code=40)[1]
 
 
 def test_13_the_package_is_entered_and_arrives(desk: Desk, service: tuple[str, ...]) -> None:
-    address = []
-    for name in ("recipient", "street", "city", "postal-code", "country", "phone"):
-        address += [f"--return-{name}", "12345" if name == "postal-code" else "Somewhere"]
-    address += ["--return-email", "operator@example.invalid"]
     shipped = ("--carrier", "DHL", "--tracking-number", "JD014600001")
-    assert "Shipping" in diskprep("job", "ship", desk.staging, *shipped, *address, *service)[0]
+    assert "Shipping" in diskprep("job", "ship", desk.staging, *shipped, *RETURN, *service)[0]
     out, _err = diskprep("datacenter", "receive", desk.practice, "my-first-job", f"WD-A1={desk.disks[0]}")
     assert "my-first-job: Completed" in out
     assert diskprep_json("job", "show", desk.staging, *service)["state"] == "Completed"
