@@ -68,7 +68,7 @@ def create(
         place,
         seed,
         open_service(seed, endpoint=endpoint, token_file=token_file, auth=auth, tenant=tenant),
-        inputs.passphrase(passphrase_file, passphrase_fd, passphrase_command),
+        lambda: inputs.passphrase(passphrase_file, passphrase_fd, passphrase_command),
         places.ledger(state_folder),
         return_address=address,
         return_shipping=returning.return_shipping(return_carrier, return_account),

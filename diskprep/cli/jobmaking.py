@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, astuple, dataclass
 from datetime import datetime
 from typing import Any
@@ -41,7 +41,7 @@ def make_job(
     place: Staging,
     seed: Seed,
     service: ImportService,
-    passphrase: Secret[str],
+    passphrase: Callable[[], Secret[str]],
     ledger: Ledger,
     *,
     return_address: ReturnAddress | None = None,
@@ -49,15 +49,18 @@ def make_job(
 ) -> Made:
     """Create the job, or find it, and look up where to ship.
 
-    An address that cannot be used is told in the result: the job exists all the same.
+    The passphrase is asked for once the disks are known to be ready. An address that cannot be used is told in the
+    result: the job exists all the same.
     """
     seal = load_seal(place.seal_file)
     plan = load_plan(place.plan_file, seal)
     require_complete(plan)
     require_one_job(plan)
     drives = []
-    for disk in [recorded(place, share, seal.digest) for share in plan.disks]:
-        password = recovery_password(place, disk.serial, passphrase)
+    sealed = [recorded(place, share, seal.digest) for share in plan.disks]
+    secret = passphrase()
+    for disk in sealed:
+        password = recovery_password(place, disk.serial, secret)
         drives.append(
             Drive(
                 drive_id=disk.serial,

@@ -145,7 +145,8 @@ def prepare_disks(
         output.next_step(f"diskprep job create {place.root} --passphrase-file FILE")
         return
     assert passphrase is not None, "it was asked for at the beginning"
-    made = make_job(place, seed, service, passphrase, places.ledger(state_folder))
+    secret = passphrase
+    made = make_job(place, seed, service, lambda: secret, places.ledger(state_folder))
     tell_made(place, seed, made, as_json=json)
 
 
