@@ -19,19 +19,31 @@ from diskprep.seal import SealedFile
 from diskprep.store import Store, check_name
 
 FORMAT = "diskprep-certificate"
-VERSION = 1
+VERSION = 2
+_WHOLE = (
+    "a key file of the vault opened it; every pack that the index names is there with the size the index implies; "
+    "every directory and every blob of every file of the snapshots can be resolved"
+)
 METHOD = (
     "every sealed file but the key files, which may have been changed since, was read back from the vault and has the "
-    "SHA-256 of its seal; a key file of the vault opened it; every blob of every pack was decrypted and has the "
-    "SHA-256 that names it; every pack that the index names is there with the size the index implies; every directory "
-    "and every blob of every file of the snapshots can be resolved"
+    f"SHA-256 of its seal; every blob of every pack was decrypted and has the SHA-256 that names it; {_WHOLE}"
+)
+METHOD_MD5 = (
+    "every sealed file but some data packs, and the key files, which may have been changed since, was read back from "
+    "the vault and has the SHA-256 of its seal; of these data packs the service says that it has them with the size "
+    "and the MD5 of the staging's own files, which were read and have the SHA-256 of the seal; every blob of every "
+    f"pack was decrypted and has the SHA-256 that names it; {_WHOLE}"
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
     """`files_digest` is over the sorted (name, size, SHA-256) of the covered files; `data_packs`, `data_bytes` count
-    those that travelled. `created` is RFC 3339; all digests and ids are in hex."""
+    those that travelled. `created` is RFC 3339; all digests and ids are in hex.
+
+    `began`: when the first pack that counts was proven. `container`: where the packs came from; the vault itself when
+    they were imported in place. `packs_read`, `packs_trusted`: how many data packs were read back, and how many are
+    proven by the service's MD5. These four are None in a certificate of version 1, which read every pack."""
 
     job_name: str
     repository_id: str
@@ -45,6 +57,10 @@ class Certificate:
     files_digest: str
     data_packs: int
     data_bytes: int
+    began: str | None = None
+    container: str | None = None
+    packs_read: int | None = None
+    packs_trusted: int | None = None
 
     @property
     def digest(self) -> str:
@@ -90,18 +106,20 @@ def load_from_vault(vault: Store, job_name: str) -> Certificate:
 
 
 def _document(certificate: Certificate) -> dict[str, Any]:
-    return {"format": FORMAT, "version": VERSION, **asdict(certificate)}
+    fields = {name: value for name, value in asdict(certificate).items() if value is not None}
+    return {"format": FORMAT, "version": 1 if certificate.packs_read is None else VERSION, **fields}
 
 
 def _parse(document: dict[str, Any], where: str) -> Certificate:
     if document.pop("format", None) != FORMAT:
         raise DataDamaged(f"{where} is not a certificate")
-    if document.pop("version", None) != VERSION:
+    version = document.pop("version", None)
+    if version not in (1, VERSION):
         raise FormatTooNew(f"{where} was written by a newer diskprep", hint="upgrade diskprep on this computer")
     digest = document.pop("digest", None)
     try:
         certificate = Certificate(snapshots=tuple(document.pop("snapshots")), **document)
-        matches = certificate.digest == digest
+        matches = certificate.digest == digest and _document(certificate)["version"] == version
     except (TypeError, ValueError, KeyError):
         matches = False
     if not matches:

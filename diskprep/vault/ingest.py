@@ -1,18 +1,25 @@
 """Ingest: from the container that the datacenter filled to a vault that is proven whole.
 
-Write order: data packs, then the certificate in the vault, then its copy here. A pack counts only after it was read
-back FROM THE VAULT and every blob in it was opened. The same call again goes on: what is in the vault with the right
-size is not copied again, but is read and verified again.
+The vault is a container of its own, or the one that was filled: then the packs are proven where they are. Write order:
+a data pack, then its receipt; the certificate in the vault, then its copy here; then the receipts go. A pack counts
+only after it was read back FROM THE VAULT and every blob in it was opened, or, where that is asked for, when the
+service's MD5 of it is that of the staging's own file, which was opened so. The same call again goes on: what is in the
+vault with the right size is not copied again, and what has a receipt is not read again.
+
+Memory: the index, and for each pack under way the pack (see `reading.in_threads`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from diskprep import clock
 from diskprep.errors import DataDamaged, DiskprepError, IngestIncomplete, JobConflict, NotFound
@@ -20,15 +27,18 @@ from diskprep.events import Emit, Note, Progress
 from diskprep.repository.pack import verify_pack
 from diskprep.repository.repository import Repository
 from diskprep.seal import FileKind, Seal, SealedFile
-from diskprep.store import BlobStore
+from diskprep.store import BlobState, BlobStore, Store
+from diskprep.store.directory import DirectoryStore
 from diskprep.vault import certificate as certificates
 from diskprep.vault.certificate import Certificate
 from diskprep.vault.check import check
 from diskprep.vault.online import sealed_bytes
 from diskprep.vault.reading import in_threads
+from diskprep.vault.receipts import Proof, Receipt, Receipts
 
 _STAGE = "ingest"
 _NOTES_MAX = 50
+_RENAMED = re.compile(r"(.+?)( \([0-9]+\))+")  # as Import/Export names what comes a second time
 
 
 class Fault(StrEnum):
@@ -38,10 +48,33 @@ class Fault(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PackFault:
+    """A data pack that did not arrive whole. `disk`: the serial of the disk it was on; empty: on none of the plan.
+    `reason`: more words, or none."""
+
+    name: str
+    size_bytes: int
+    disk: str
+    fault: Fault
+    reason: str
+
+
+TellFault = Callable[[PackFault], None]
+
+
+@runtime_checkable
+class _Inspecting(Protocol):
+    """A store that tells when the content of an object becomes another."""
+
+    def inspect(self, name: str) -> BlobState | None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Outcome:
     file: SealedFile
     fault: Fault | None = None
     reason: str = ""
+    receipt: Receipt | None = None
 
 
 def ingest(
@@ -54,24 +87,47 @@ def ingest(
     job_name: str,
     certificate_path: Path | None,
     emit: Emit,
+    originals: Store | None = None,
+    tell_fault: TellFault = lambda _fault: None,
 ) -> Certificate:
     """Bring all data packs of the seal from `container` into `vault`, prove the vault whole, and certify it.
 
     `repository` is the vault's, opened; `placement` says for each data pack (object name) the serial of its disk.
-    Index files that came with the packs are left where they are: the vault has its own, which are proven.
+    `container` may be the vault itself. `originals`: the staging's repository, to trust the service's MD5 where it is
+    that of the file there; a pack whose MD5 the service does not keep, or that is gone there, is read. `tell_fault` is
+    given every pack that did not arrive whole. Index files that came with the packs are left where they are: the vault
+    has its own, which are proven.
+
     Raises IngestIncomplete when packs are missing, short or damaged, naming their counts and disks, or that the plan
     has them on none: all others are in the vault then. Raises DataDamaged when the vault's index or trees are not
-    whole.
+    whole; Locked when somebody has the vault alone.
     """
     if repository.id != seal.repository_id:
         raise JobConflict(f"{vault.location} holds another repository than the seal describes")
-    with repository.lock():
+    began = clock.rfc3339(clock.now())
+    with repository.lock() as lock:
         repository.reload_index()
         _verify_online_files(vault, repository, seal)
-        arrived = {stored.name: stored.size_bytes for stored in container.list("data/")}
-        present = {stored.name: stored.size_bytes for stored in vault.list("data/")}
-        _bring_packs(_Bring(container, vault, repository, arrived, present), seal, placement, emit)
+        receipts = Receipts(vault, repository.key, job_name, seal.digest)
+        receipts.load()
+        bring = _Bring(
+            container=container,
+            vault=vault,
+            repository=repository,
+            originals=originals,
+            receipts=receipts,
+            arrived={stored.name: stored.size_bytes for stored in container.list("data/")},
+            present={stored.name: stored.size_bytes for stored in vault.list("data/")},
+            in_place=is_same(container, vault),
+        )
+        try:
+            proofs = _bring_packs(bring, seal, placement, emit, tell_fault)
+        finally:
+            with contextlib.suppress(DiskprepError):  # what went wrong first says more; unwritten ones cost time only
+                receipts.write()
         snapshots = _verify_whole(vault, repository, seal)
+        lock.require_held()
+    trusted = sum(receipt.proof is Proof.MD5 for receipt in proofs)
     certificate = Certificate(
         job_name=job_name,
         repository_id=repository.id,
@@ -79,15 +135,30 @@ def ingest(
         snapshots=snapshots,
         vault=vault.location,
         created=clock.rfc3339(clock.now()),
-        method=certificates.METHOD,
+        method=certificates.METHOD_MD5 if trusted else certificates.METHOD,
         files=len(seal.files),
         files_bytes=sum(file.size_bytes for file in seal.files),
         files_digest=certificates.files_digest(seal.files),
         data_packs=len(seal.data_packs),
         data_bytes=sum(file.size_bytes for file in seal.data_packs),
+        began=min((receipt.time for receipt in proofs), key=clock.parse_rfc3339, default=began),
+        container=vault.location if bring.in_place else container.location,
+        packs_read=len(proofs) - trusted,
+        packs_trusted=trusted,
     )
     certificates.save(certificate, vault, certificate_path)
+    receipts.delete()
     return certificate
+
+
+def is_same(one: Store, other: Store) -> bool:
+    """Whether two stores are one by their address, or by their directory."""
+    if one.location == other.location:
+        return True
+    if isinstance(one, DirectoryStore) and isinstance(other, DirectoryStore):
+        with contextlib.suppress(OSError):
+            return one.root.samefile(other.root)
+    return False
 
 
 def _verify_whole(vault: BlobStore, repository: Repository, seal: Seal) -> tuple[str, ...]:
@@ -104,29 +175,44 @@ def _verify_whole(vault: BlobStore, repository: Repository, seal: Seal) -> tuple
     return result.snapshots
 
 
-def _bring_packs(bring: _Bring, seal: Seal, placement: Mapping[str, str], emit: Emit) -> None:
+def _bring_packs(
+    bring: _Bring, seal: Seal, placement: Mapping[str, str], emit: Emit, tell_fault: TellFault
+) -> list[Receipt]:
+    """Bring and prove every pack; how each was proven."""
     total = sum(file.size_bytes for file in seal.data_packs)
     done = 0
-    faults: list[_Outcome] = []
+    proofs: list[Receipt] = []
+    faults: list[PackFault] = []
     for outcome in in_threads(bring.vault, bring, seal.data_packs):
-        done += outcome.file.size_bytes
+        file = outcome.file
+        done += file.size_bytes
         emit(Progress(stage=_STAGE, done_bytes=done, total_bytes=total))
+        if outcome.receipt is not None:
+            proofs.append(outcome.receipt)
+            bring.receipts.add(file.sha256, outcome.receipt)
         if outcome.fault is not None:
-            faults.append(outcome)
+            disk = placement.get(file.name, "")
+            fault = PackFault(
+                name=file.name,
+                size_bytes=file.size_bytes,
+                disk=disk,
+                fault=outcome.fault,
+                reason=outcome.reason.removeprefix(": "),
+            )
+            faults.append(fault)
+            tell_fault(fault)
             if len(faults) <= _NOTES_MAX:
-                disk = placement.get(outcome.file.name, "no disk")
-                text = f"{outcome.file.name} is {outcome.fault}{outcome.reason}"
-                emit(Note(stage=_STAGE, text=text, item=disk))
+                text = f"{file.name} is {outcome.fault}{outcome.reason}"
+                emit(Note(stage=_STAGE, text=text, item=disk or "no disk"))
     if faults:
-        raise _incomplete(faults, len(seal.data_packs), placement)
+        raise _incomplete(faults, len(seal.data_packs))
+    return proofs
 
 
-def _incomplete(faults: list[_Outcome], packs: int, placement: Mapping[str, str]) -> IngestIncomplete:
+def _incomplete(faults: list[PackFault], packs: int) -> IngestIncomplete:
     disks: dict[str, Counter[Fault]] = {}
-    for outcome in faults:
-        assert outcome.fault is not None
-        serial = placement.get(outcome.file.name)
-        disks.setdefault(f"disk {serial}" if serial else "on no disk of the plan", Counter())[outcome.fault] += 1
+    for fault in faults:
+        disks.setdefault(f"disk {fault.disk}" if fault.disk else "on no disk of the plan", Counter())[fault.fault] += 1
     told = "; ".join(
         f"{disk}: {', '.join(f'{count} {fault}' for fault, count in sorted(counts.items()))}"
         for disk, counts in sorted(disks.items())
@@ -137,58 +223,108 @@ def _incomplete(faults: list[_Outcome], packs: int, placement: Mapping[str, str]
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Bring:
     """Copies one pack into the vault unless it is there, and verifies it there."""
 
     container: BlobStore
     vault: BlobStore
     repository: Repository
+    originals: Store | None
+    receipts: Receipts
     arrived: Mapping[str, int]
     present: Mapping[str, int]
+    in_place: bool
+    _renamed: Mapping[str, tuple[str, ...]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        found: dict[str, tuple[str, ...]] = {}
+        for name in self.arrived:
+            if match := _RENAMED.fullmatch(name):
+                found[match[1]] = (*found.get(match[1], ()), name)
+        object.__setattr__(self, "_renamed", found)
 
     def __call__(self, file: SealedFile) -> _Outcome:
+        reason = ""
         if self.present.get(file.name) == file.size_bytes:
-            reason = self._verify(file)
-            if not reason:
-                return _Outcome(file=file)
-            if self.arrived.get(file.name) != file.size_bytes:
-                return _Outcome(file=file, fault=Fault.DAMAGED, reason=reason)
-        return self._copy(file)
-
-    def _copy(self, file: SealedFile) -> _Outcome:
+            reason, receipt = self._verify(file)
+            if receipt is not None:
+                return _Outcome(file=file, receipt=receipt)
+        for name in self._sources(file):
+            with contextlib.suppress(NotFound):
+                reason, receipt = self._copy(file, name)
+                if receipt is not None:
+                    return _Outcome(file=file, receipt=receipt)
+        if reason:
+            return _Outcome(file=file, fault=Fault.DAMAGED, reason=reason)
         arrived = self.arrived.get(file.name)
-        if arrived is None:
+        if arrived in (None, file.size_bytes):  # the latter: it went while we looked
             return _Outcome(file=file, fault=Fault.MISSING)
-        if arrived != file.size_bytes:
-            return _Outcome(file=file, fault=Fault.WRONG_SIZE, reason=f": {arrived} bytes, not {file.size_bytes}")
+        return _Outcome(file=file, fault=Fault.WRONG_SIZE, reason=f": {arrived} bytes, not {file.size_bytes}")
+
+    def _sources(self, file: SealedFile) -> Iterator[str]:
+        """Names under which the container may hold the pack: its own, and those of a second arrival."""
+        names = (*(() if self.in_place else (file.name,)), *self._renamed.get(file.name, ()))
+        return (name for name in names if self.arrived.get(name) == file.size_bytes)
+
+    def _copy(self, file: SealedFile, name: str) -> tuple[str, Receipt | None]:
+        """Bring what the container has under `name`; what is wrong with it, or the proof that nothing is."""
         try:
-            if not self.vault.copy_from(self.container, file.name):
-                self.vault.write(file.name, [sealed_bytes(self.container, file)])
-            reason = self._verify(file)
-            if reason and not self._is_as_named(file):
-                self.vault.delete(file.name)  # a damaged pack under its name would hide that it is needed
-        except NotFound:
-            return _Outcome(file=file, fault=Fault.MISSING)
+            if name != file.name or not self.vault.copy_from(self.container, name):
+                self.vault.write(file.name, [sealed_bytes(self.container, replace(file, name=name))])
         except DataDamaged as error:
-            reason = f": {error.message}"
-        return _Outcome(file=file, fault=Fault.DAMAGED if reason else None, reason=reason)
+            return f": {error.message}", None
+        reason, receipt = self._verify(file)
+        if receipt is None and not self._is_as_named(file):
+            self.vault.delete(file.name)  # a damaged pack under its name would hide that it is needed
+        return reason, receipt
 
     def _is_as_named(self, file: SealedFile) -> bool:
         """Whether the vault's pack hashes to its name: then the pack is right, and something else is wrong."""
-        return hashlib.sha256(self.vault.read(file.name)).hexdigest() == file.sha256
+        try:
+            return hashlib.sha256(self.vault.read(file.name)).hexdigest() == file.sha256
+        except (DataDamaged, NotFound):
+            return False
 
-    def _verify(self, file: SealedFile) -> str:
-        """Read the pack from the vault and open every blob; what is wrong with it, or nothing."""
+    def _verify(self, file: SealedFile) -> tuple[str, Receipt | None]:
+        """Prove the pack that the vault has; what is wrong with it, or how it was proven."""
+        state = self.vault.inspect(file.name) if isinstance(self.vault, _Inspecting) else None
+        version = state.version if state is not None else ""
+        receipt = self.receipts.find(file.sha256)
+        if receipt is not None and version and receipt.version == version and self._may(receipt.proof):
+            return "", receipt
+        try:
+            proof = Proof.MD5 if self._is_original(file, state) else Proof.READ
+            if proof is Proof.READ:
+                self._open(file, self.vault.read(file.name))
+        except (DataDamaged, NotFound) as error:
+            return f": {error.message}", None
+        return "", Receipt(version=version, proof=proof, time=clock.rfc3339(clock.now()))
+
+    def _may(self, proof: Proof) -> bool:
+        return proof is Proof.READ or self.originals is not None
+
+    def _is_original(self, file: SealedFile, state: BlobState | None) -> bool:
+        """Whether the service has what the staging has, by size and MD5; the staging's pack is opened for it."""
+        kept = state.properties.content_md5 if state is not None and state.size_bytes == file.size_bytes else None
+        if self.originals is None or kept is None:
+            return False
+        try:
+            data = self.originals.read(file.name)
+            if hashlib.md5(data, usedforsecurity=False).digest() != kept:
+                return False
+            self._open(file, data)
+        except (DataDamaged, NotFound):
+            return False
+        return True
+
+    def _open(self, file: SealedFile, data: bytes) -> None:
+        """Raise DataDamaged unless these are the pack's bytes, and every blob in it opens."""
         name = file.name.rpartition("/")[2]
         entry = self.repository.index.packs.get(name)
-        try:
-            if name != file.sha256 or entry is None:
-                raise DataDamaged("no index of the vault names it")
-            verify_pack(name, self.vault.read(file.name), self.repository.key, entry)
-        except (DataDamaged, NotFound) as error:
-            return f": {error.message}"
-        return ""
+        if name != file.sha256 or entry is None:
+            raise DataDamaged("no index of the vault names it")
+        verify_pack(name, data, self.repository.key, entry)
 
 
 def _verify_online_files(vault: BlobStore, repository: Repository, seal: Seal) -> None:

@@ -7,14 +7,29 @@ prune and check refuse such a repository, and the caller places the hold next.
 
 From the config on, too, passphrases can be changed: a key file that is gone then was removed, and is never put back, or
 the passphrase that it took away would open the vault again. Before the config nobody can have removed one.
+
+The hold is refreshed by whoever works in the vault meanwhile, on several machines at once; ingestion writes the
+certificate, then releases. Whoever refreshes looks for the certificate after the new hold is there, so none is left.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from datetime import timedelta
 
-from diskprep.errors import DataDamaged, JobConflict
+from diskprep import clock
+from diskprep.errors import (
+    DataDamaged,
+    JobConflict,
+    Locked,
+    NotSignedIn,
+    StorageFull,
+    StorageUnavailable,
+)
 from diskprep.events import Emit, Note, Progress
+from diskprep.repository.lock import HOLD_LIFETIME_S
+from diskprep.repository.repository import Repository
 from diskprep.seal import FileKind, Seal, SealedFile
 from diskprep.seed import Staging
 from diskprep.store import Store, StoredObject
@@ -23,6 +38,7 @@ from diskprep.vault import certificate as certificates
 from diskprep.vault.reading import in_threads
 
 _STAGE = "publish"
+_HOLD_FRESH = timedelta(days=1)
 _ORDER = (FileKind.TREE, FileKind.INDEX, FileKind.SNAPSHOT, FileKind.KEY, FileKind.CONFIG)
 
 
@@ -62,6 +78,48 @@ def sealed_bytes(store: Store, file: SealedFile) -> bytes:
             hint="the sealed copy is elsewhere, or this one must be made again",
         )
     return data
+
+
+def place_hold(repository: Repository, job_name: str) -> None:
+    """Hold the vault for a job whose disks travel, or go on holding it. Raises Locked while somebody has it alone."""
+    if not any(hold.label == job_name for hold in repository.find_holds()):
+        repository.hold(job_name)
+    refresh_holds(repository)
+
+
+def refresh_holds(repository: Repository) -> tuple[str, ...]:
+    """Prolong the holds of all jobs whose disks still travel; return these jobs, sorted.
+
+    A hold of a job that has its certificate is released: whoever ingested it was cut off before. A hold that cannot be
+    prolonged now, by somebody who may only read or while somebody has the vault alone, lasts for weeks all the same.
+    """
+    travelling: set[str] = set()
+    with contextlib.suppress(Locked, NotSignedIn, StorageFull, StorageUnavailable):
+        for hold in repository.find_holds():
+            travelling.add(hold.label)
+            if hold.expires - clock.now() < timedelta(seconds=HOLD_LIFETIME_S) - _HOLD_FRESH:
+                hold.refresh()
+        for label in travelling:
+            _leave_one(repository, label)
+    return tuple(sorted(label for label in travelling if not _is_certified(repository.store, label)))
+
+
+def _leave_one(repository: Repository, job_name: str) -> None:
+    """Of the holds of a job leave the one that lasts longest, or none once it has its certificate."""
+    holds = sorted(
+        (hold for hold in repository.find_holds() if hold.label == job_name),
+        key=lambda hold: (hold.expires, hold.name),
+    )
+    surplus = holds if _is_certified(repository.store, job_name) else holds[:-1]
+    for hold in surplus:
+        hold.release()
+
+
+def _is_certified(vault: Store, label: str) -> bool:
+    try:
+        return vault.stat(certificates.object_name(label)) is not None
+    except DataDamaged:  # no job has this name
+        return False
 
 
 def _refuse_other_vault(local: Store, seal: Seal, vault: Store) -> None:

@@ -121,9 +121,10 @@ def test_a_backup_during_ingestion_is_no_damage(delivered: Trip, monkeypatch: py
     (news / "file").write_bytes(b"written meanwhile" * 1000)
     real = ingestion._bring_packs
 
-    def and_back_up(*arguments: Any) -> None:
-        real(*arguments)
+    def and_back_up(*arguments: Any) -> Any:
+        proofs = real(*arguments)
         restic(vault, delivered.password_file, "backup", "--host", "host", news)
+        return proofs
 
     monkeypatch.setattr(ingestion, "_bring_packs", and_back_up)
     assert len(delivered.ingest().snapshots) == 2
