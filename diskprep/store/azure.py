@@ -25,6 +25,7 @@ from azure.storage.blob import (
     BlobBlock,
     BlobProperties,
     BlobSasPermissions,
+    BlobServiceClient,
     ContainerClient,
     ContainerSasPermissions,
     ContentSettings,
@@ -321,6 +322,20 @@ class AzureStore:
         if state != "success":
             raise StorageUnavailable(f"the service ended the copy of {name} to {self.location} as {state!r}")
         return True
+
+    def soft_delete_days(self) -> int | None:
+        """For how many days the account keeps blobs that were deleted; 0: not at all, None: a container's signature
+        may not ask."""
+        if self._key is None:
+            return None
+        service = BlobServiceClient(
+            self._account_url,
+            credential={"account_name": str(self._client.account_name), "account_key": self._key.reveal()},
+            api_version=self._client.api_version,
+        )
+        with _translated(f"read the properties of the account of {self.location}"), service:
+            policy = service.get_service_properties().get("delete_retention_policy")
+        return int(policy.days or 0) if policy is not None and policy.enabled else 0
 
     def _readable_url(self, name: str) -> Secret[str] | None:
         """An address that reads this blob for an hour; None when this store holds nothing to sign with."""
