@@ -21,7 +21,11 @@ Buffer = bytes | bytearray | memoryview
 
 TEMPORARY_PREFIX = ".tmp-"
 _NOT_SUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
-_AWAY = (errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT)
+#: A disk or share that is gone, or fails; ECONNABORTED is what FUSE says to a call that was under way.
+_AWAY = (
+    *(errno.EIO, errno.ENODEV, errno.ESTALE, errno.ENOTCONN, errno.ECONNABORTED, errno.ECONNRESET),
+    *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT),
+)
 
 
 def storage_error(error: OSError, doing: str) -> DiskprepError:
