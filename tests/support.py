@@ -110,9 +110,9 @@ def diskprep(*arguments: str | Path, code: int = 0) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
-def diskprep_json(*arguments: str | Path) -> dict[str, Any]:
+def diskprep_json(*arguments: str | Path, code: int = 0) -> dict[str, Any]:
     """`diskprep ... --json` as a value; stdout must be one document."""
-    document = json.loads(diskprep(*arguments, "--json")[0])
+    document = json.loads(diskprep(*arguments, "--json", code=code)[0])
     assert isinstance(document, dict)
     return document
 

@@ -105,7 +105,7 @@ def _named(names: Sequence[str], job: Job, drive: JobDrive, *, full: bool) -> li
     """Which of these are a drive's, by their names; the one to read first is the first."""
     mark = f"_{drive.drive_id}_".lower()
     own = [name for name in names if mark in name.lower()]
-    own = [name for name in own if _order_of(name).startswith(job.name.lower())] or own
+    own = [name for name in own if _order_of(name).startswith(f"{job.name.lower()}_")] or own
     errors = [name for name in own if name.endswith("_error.xml") or "_CopyLog_" in name]
     verbose = [name for name in own if name.endswith("_verbose.xml")]
     return [kind[-1] for kind in ((verbose, errors) if full else (errors, verbose)) if kind]

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from diskprep import clock
 from diskprep.cli import inputs, output, places, returning
 from diskprep.cli.connecting import AuthOption, Endpoint, Tenant, TokenFile, open_service
 from diskprep.cli.jobmaking import end, follow, job_document, make_job, ship_command, tell, tell_made
@@ -16,6 +15,7 @@ from diskprep.cli.slip import slip
 from diskprep.cli.watching import watch
 from diskprep.errors import UsageError
 from diskprep.importjob import job as jobs
+from diskprep.importjob.model import JobState
 from diskprep.importjob.saved import load_job
 from diskprep.importjob.shipping import checklist, shipping_address
 from diskprep.seed import load_seed, parse_staging
@@ -205,7 +205,10 @@ def keep_alive(
     jobs.keep_alive(service, place, ledger=places.ledger(state_folder))
     saved = load_job(place)
     tell(saved, as_json=json)
-    output.next_step(ship_command(place))
+    if saved.job.state == JobState.CREATING:
+        output.next_step(ship_command(place))
+    else:
+        end(place, saved)
 
 
 @app.command("cancel")
@@ -229,6 +232,28 @@ def cancel(
     saved = load_job(place)
     tell(saved, as_json=json)
     end(place, saved)
+
+
+@app.command("delete")
+def delete(
+    staging: inputs.StagingArgument,
+    auth: AuthOption = None,
+    tenant: Tenant = None,
+    token_file: TokenFile = None,
+    endpoint: Endpoint = None,
+    state_folder: places.State = None,
+    json: inputs.Json = False,
+) -> None:
+    """Take a job back that was never sent, or was cancelled: the staging has none then, and its name is free."""
+    place = parse_staging(staging)
+    seed = load_seed(place)
+    service = open_service(seed, endpoint=endpoint, token_file=token_file, auth=auth, tenant=tenant)
+    job = jobs.delete_job(service, place, ledger=places.ledger(state_folder))
+    if json:
+        output.print_json({"deleted": job_document(job)})
+    else:
+        print(f"import job deleted: {output.escape(job.name)}")
+    output.next_step(f"diskprep job create {place.root}")
 
 
 @app.command("checklist")
@@ -257,9 +282,9 @@ app.command("report")(report)
 app.command("repair")(repair)
 
 
-def _date(text: str | None) -> date:
+def _date(text: str | None) -> date | None:
     if text is None:
-        return clock.now().date()
+        return None
     try:
         return date.fromisoformat(text)
     except ValueError:

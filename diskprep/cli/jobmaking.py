@@ -18,7 +18,7 @@ from diskprep.importjob import job as jobs
 from diskprep.importjob.advice import Advice, advise
 from diskprep.importjob.deadline import deadline_of, skew_words
 from diskprep.importjob.ledger import Ledger
-from diskprep.importjob.model import Drive, Job, ReturnAddress, ReturnShipping
+from diskprep.importjob.model import Drive, Job, JobState, ReturnAddress, ReturnShipping
 from diskprep.importjob.saved import SavedJob, load_job
 from diskprep.importjob.service import ImportService
 from diskprep.importjob.shipping import Destination, checklist, shipping_address
@@ -87,7 +87,14 @@ def make_job(
 
 
 def tell_made(place: Staging, seed: Seed, made: Made, *, as_json: bool) -> None:
-    """The original's end: disks prepared, job created, shipping address. Raises what stands in the way of shipping."""
+    """The original's end: disks prepared, job created, shipping address. Raises what stands in the way of shipping.
+
+    A job that was there and is further on is told as it stands.
+    """
+    if made.saved.job.state != JobState.CREATING:
+        tell(made.saved, as_json=as_json)
+        end(place, made.saved)
+        return
     if as_json:
         where = made.destination
         output.print_json(
@@ -167,7 +174,16 @@ def tell_advice(place: Staging, advice: Advice) -> None:
         raise advice.error
     print(output.escape(advice.text), file=sys.stderr)
     if advice.command:
-        output.next_step(f"diskprep {advice.command} {place.root}")
+        output.next_step(next_command(place, advice))
+
+
+def next_command(place: Staging, advice: Advice) -> str:
+    """What to type next. Ingestion is always of the first staging, whose repairs fill the same container."""
+    if advice.command == "vault ingest":
+        return f"diskprep vault ingest {place.first.root} --container STORE --vault STORE"
+    if advice.command == "job ship":
+        return ship_command(place)
+    return f"diskprep {advice.command or 'job show'} {place.root}"
 
 
 def follow(service: ImportService, place: Staging, ledger: Ledger) -> SavedJob:

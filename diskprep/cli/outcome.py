@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
@@ -19,6 +20,7 @@ from diskprep.importjob import job as jobs
 from diskprep.importjob.model import Job
 from diskprep.importjob.outcome import Fate, RepairPlan, Report, plan_repair
 from diskprep.importjob.outcome import report as make_report
+from diskprep.importjob.service import LOOPBACK
 from diskprep.importjob.signin import Auth
 from diskprep.repair import Repair, find_repairs, make_repair
 from diskprep.seal import Seal, load_seal
@@ -67,6 +69,19 @@ class _Found:
         """How many packs are to be sent again; without a plan, how many drives were in trouble."""
         return len(self.outcome.troubled) if self.plan is None else len(self.plan.packs)
 
+    @property
+    def sent_by(self) -> tuple[Repair, ...]:
+        """The repairs that send again what is missing; none where a pack of it is in no repair."""
+        if self.plan is None:
+            return ()
+        left, senders = set(self.plan.packs), []
+        for made in self.repairs:
+            packs = {pack.name for pack in made.seal.data_packs}
+            if not left.isdisjoint(packs):
+                senders.append(made)
+                left -= packs
+        return () if left else tuple(senders)
+
 
 def report(
     staging: inputs.StagingArgument,
@@ -99,10 +114,11 @@ def report(
         _tell(found)
     _next(found, staging)
     if found.missing:
-        raise DrivesFailed(
-            f"{_missing(found)} of job {job.name} did not arrive",
-            hint=f"`diskprep job repair {place.root}` sends that again, as a new job",
-        )
+        hint = f"`diskprep job repair {place.root}` sends that again, as a new job"
+        if sent := found.sent_by:
+            names = ", ".join(made.job_name for made in sent)
+            hint = f"the repair {names} sends it again: `diskprep status {sent[-1].staging.root}` tells how far it is"
+        raise DrivesFailed(f"{_missing(found)} of job {job.name} did not arrive", hint=hint)
 
 
 def repair(
@@ -180,6 +196,8 @@ def _store(seed: Seed, container: str | None, key_file: Path | None, sas_file: P
         return open_store(container, key_file)
     if key_file is not None:
         raise UsageError("give the account's key or the container's signature, not both")
+    if container.startswith("http://") and urlsplit(container).hostname not in LOOPBACK:
+        raise UsageError(f"{container} is not an https address: the signature would travel in clear")
     account, _, name = container.rstrip("/").rpartition("/")
     return AzureAccount(account, Secret("")).open_sas(inputs.container_signature(sas_file, name))
 
@@ -244,7 +262,7 @@ def _tell_repair(found: _Found, made: Repair | None) -> None:
         share = "all of its packs" if serial in plan.disks else "the packs that did not arrive"
         print(output.escape(f"drive {serial} {says}: {share}"))
     for serial in plan.waiting:
-        print(f"drive {serial} is not through yet, and not part of this")
+        print(output.escape(f"drive {serial} is not through yet, and not part of this"))
     if plan.spared:
         print(f"{plan.spared} failed files are no packs of this staging; nobody misses them")
     if not plan.packs:
@@ -266,7 +284,8 @@ def _tell_repair(found: _Found, made: Repair | None) -> None:
 
 def _next(found: _Found, staging: str) -> None:
     if found.missing:
-        output.next_step(f"diskprep job repair {staging} ...")
+        sent = found.sent_by
+        output.next_step(f"diskprep status {sent[-1].staging.root}" if sent else f"diskprep job repair {staging} ...")
     elif found.outcome.complete or found.outcome.ended:
         first = found.place.first.root
         output.next_step(f"diskprep vault ingest {first} --container STORE --vault STORE")

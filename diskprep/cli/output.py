@@ -1,6 +1,7 @@
 """Output: bars, notes and errors on stderr, results on stdout.
 
-Bars are drawn on a terminal only; elsewhere a plain line tells of progress every minute. Text that came from file
+Bars are drawn on a terminal only; elsewhere a plain line tells of progress every minute, but not of percentages, which
+come as seldom as somebody looks. Text that came from file
 names or from the service is escaped before it is shown.
 """
 
@@ -68,7 +69,7 @@ class Screen:
             return
         if self._terminal:
             self._bar(key, event)
-        elif clock.monotonic_s() - self._told_s >= _PLAIN_LINE_S:
+        elif event.unit != "%" and clock.monotonic_s() - self._told_s >= _PLAIN_LINE_S:
             self._told_s = clock.monotonic_s()
             self._write(_describe(event))
 

@@ -32,9 +32,9 @@ def state_folder() -> Path:
     return Path(home) / "diskprep"
 
 
-def journal_folder() -> Path:
+def journal_folder(state: Path | None) -> Path:
     """Where journals of disks are kept."""
-    return state_folder() / "journals"
+    return (state or state_folder()) / "journals"
 
 
 def ledger(state: Path | None) -> Ledger:

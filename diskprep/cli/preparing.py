@@ -105,7 +105,7 @@ def prepare_disks(
         staging=place,
         seed=seed,
         seal=load_seal(place.seal_file),
-        journals=(journals or places.journal_folder()).absolute(),
+        journals=(journals or places.journal_folder(state_folder)).absolute(),
         container_sas=inputs.container_signature(container_sas_file, seed.container),
         method=method,
         wipe=wipe,

@@ -2,53 +2,99 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from diskprep import clock
 from diskprep.cli import inputs, output
-from diskprep.cli.jobmaking import tell_advice
+from diskprep.cli.jobmaking import next_command, tell_advice
 from diskprep.disk.plan import load_plan
 from diskprep.disk.record import last_step
-from diskprep.errors import NotFound
-from diskprep.importjob.advice import advise
+from diskprep.errors import DrivesFailed, NotFound
+from diskprep.importjob.advice import Advice, advise
 from diskprep.importjob.deadline import deadline_of
 from diskprep.importjob.saved import SavedJob, load_job
+from diskprep.repair import Repair, find_repairs
 from diskprep.seal import load_seal
 from diskprep.seed import Staging, load_seed, parse_staging
 
 
 def status(staging: inputs.StagingArgument, json: inputs.Json = False) -> None:
-    """One screen: what the staging holds, its disks, its job, and the next command."""
+    """One screen: what the staging holds, its disks, its job and its repairs, and the next command.
+
+    Ends as `job show` does, from what was seen last: with 43 when a job needs its tracking number within five days.
+    """
     place = parse_staging(staging)
-    document, saved = _status(place), _saved(place)
+    document = _status(place)
     if json:
         output.print_json(document)
+    else:
+        _show(document)
+    saved = _saved(place)
+    if saved is None:
+        output.next_step(document["next"])
         return
+    turn = _turn(place, saved)
+    if turn.advice is None:
+        output.next_step(f"diskprep status {turn.place.root}")
+    else:
+        tell_advice(turn.place, turn.advice)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Turn:
+    """Whose turn it is: the staging or one of its repairs, and what to do; None: its job is not created yet."""
+
+    place: Staging
+    advice: Advice | None
+
+
+def _turn(place: Staging, saved: SavedJob) -> _Turn:
+    """A job whose drives failed is settled by its repairs: the first of them that is not through comes next."""
+    own = advise(saved, clock.now())
+    sent_again = [made for made in find_repairs(place) if made.of == saved.job.name]
+    if not isinstance(own.error, DrivesFailed) or not sent_again:
+        return _Turn(place=place, advice=own)
+    turn = _Turn(place=place, advice=own)
+    for made in sent_again:
+        job = _saved(made.staging)
+        turn = _Turn(place=made.staging, advice=None) if job is None else _turn(made.staging, job)
+        if turn.advice is None or turn.advice.command != "vault ingest":
+            break
+    return turn
+
+
+def _show(document: dict[str, Any]) -> None:
     print(f"job {document['job_name']}, staged from {', '.join(map(output.escape, document['sources']))}")
     print(f"sealed: {'yes' if document['sealed'] else 'no'}, {output.size(document['data_bytes'])} to ship")
     for disk in document["disks"]:
         print(f"disk {disk['serial']}: {disk['packs']} packs, {output.size(disk['bytes'])}, {disk['state']}")
     if document["missing_bytes"]:
         print(f"not on any disk yet: a further disk of {output.size(document['missing_bytes'])} is needed")
-    print(f"import job: {_job_line(document)}")
+    print(f"import job: {output.escape(_job_line(document, name=True))}")
     for repair in document["repairs"]:
-        print(f"repair: {output.escape(repair)}")
-    if saved is not None:
-        tell_advice(place, advise(saved, clock.now()))
-    else:
-        output.next_step(document["next"])
+        print(output.escape(f"repair {repair['name']}: {_job_line(repair)}"))
 
 
-def _job_line(document: dict[str, Any]) -> str:
+def _job_line(document: dict[str, Any], *, name: bool = False) -> str:
     if not document["job"]:
-        return "not created"
-    line = f"{document['job']}, {document['job_state']} when last seen ({document['job_seen']})"
+        return "not created" if name else "its job is not created"
+    line = f"{document['job']}, " if name else ""
+    line += f"{document['job_state']} when last seen ({document['job_seen']})"
     if document["deadline"]:
         line += f"; {document['deadline']['left']} left to enter the tracking number"
-    return output.escape(line)
+    return line
 
 
 def _status(place: Staging) -> dict[str, Any]:
+    document, saved = _disks(place), _saved(place)
+    if saved is not None:
+        document |= _job(saved) | {"next": next_command(place, advise(saved, clock.now()))}
+    return document
+
+
+def _disks(place: Staging) -> dict[str, Any]:
+    """What is known without the job."""
     seed = load_seed(place)
     document: dict[str, Any] = {
         "job_name": seed.job_name,
@@ -62,7 +108,7 @@ def _status(place: Staging) -> dict[str, Any]:
         "job_seen": "",
         "deadline": None,
         "advice": "",
-        "repairs": sorted(path.name for path in (place.root / "repairs").glob("*") if path.is_dir()),
+        "repairs": [] if place.whole else [_repair(made) for made in find_repairs(place)],
         "next": f"diskprep stage {' '.join(seed.sources)} --staging {place.root} ...",
     }
     if not document["sealed"]:
@@ -84,14 +130,21 @@ def _status(place: Staging) -> dict[str, Any]:
         for disk in plan.disks
     ]
     document["missing_bytes"] = plan.missing_bytes
-    if not plan.is_complete or any(disk["state"] != "sealed" for disk in document["disks"]):
-        return document
-    document["next"] = f"diskprep job create {place.root}"
-    saved = _saved(place)
-    if saved is None:
-        return document
-    deadline, advice = deadline_of(saved, clock.now()), advise(saved, clock.now())
-    document |= {
+    if plan.is_complete and all(disk["state"] == "sealed" for disk in document["disks"]):
+        document["next"] = f"diskprep job create {place.root}"
+    return document
+
+
+def _repair(made: Repair) -> dict[str, Any]:
+    saved = _saved(made.staging)
+    found = {"job": "", "job_state": "", "job_seen": "", "deadline": None, "advice": ""}
+    return {"name": made.job_name, "staging": str(made.staging.root), **(found if saved is None else _job(saved))}
+
+
+def _job(saved: SavedJob) -> dict[str, Any]:
+    """A job as it was last seen."""
+    deadline = deadline_of(saved, clock.now())
+    return {
         "job": saved.job.name,
         "job_state": "gone" if saved.gone else str(saved.job.state),
         "job_seen": clock.rfc3339(saved.seen),
@@ -102,10 +155,8 @@ def _status(place: Staging) -> dict[str, Any]:
             "left_seconds": int(deadline.left.total_seconds()),
             "alarm_days": deadline.alarm,
         },
-        "advice": advice.text,
-        "next": f"diskprep {advice.command or 'job show'} {place.root}",
+        "advice": advise(saved, clock.now()).text,
     }
-    return document
 
 
 def _saved(place: Staging) -> SavedJob | None:

@@ -35,11 +35,12 @@ class Advice:
 
 def failed_drives(job: Job) -> tuple[str, ...]:
     """Serials of drives that never arrived or were not copied without an error, as far as the service tells."""
-    troubled = (DriveState.NEVER_RECEIVED, DriveState.COMPLETED_MORE_INFO)
+    whole = (CopyStatus.COMPLETED, CopyStatus.COMPLETED_WITH_WARNINGS)
     return tuple(
         drive.drive_id
         for drive in job.drives
-        if drive.state in troubled
+        if drive.state == DriveState.NEVER_RECEIVED
+        or (drive.state == DriveState.COMPLETED_MORE_INFO and drive.copy_status not in whole)
         or drive.copy_status in _FAILED
         or (job.state == JobState.CLOSED and drive.copy_status not in _FINE)
     )
@@ -148,7 +149,8 @@ def _ended(saved: SavedJob, _now: datetime) -> Advice:
     if job.cancel_requested:
         return Advice(
             text=f"import job {job.name} was cancelled; what was not copied before is not in the container, "
-            "and the drives come back. A new job needs another name"
+            "and drives that were sent come back. Before a new job is created under its name, `diskprep job delete` "
+            "takes it back"
         )
     if job.state == JobState.COMPLETED and not failed:
         return Advice(
@@ -156,7 +158,8 @@ def _ended(saved: SavedJob, _now: datetime) -> Advice:
             command="vault ingest",
         )
     which = f"drive {', '.join(failed)}" if failed else "at least one drive"
-    message = f"import job {job.name} ended, and {which} was not copied whole"
+    was = "were" if len(failed) > 1 else "was"
+    message = f"import job {job.name} ended, and {which} {was} not copied whole"
     hint = "`diskprep job report` tells which files and why, `diskprep job repair` prepares what is missing again"
     return Advice(text=f"{message}: {hint}", command="job report", error=DrivesFailed(message, hint=hint))
 

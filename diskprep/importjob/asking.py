@@ -272,6 +272,8 @@ def _said(body: bytes, status: int) -> tuple[str, str]:
     return code, f"{text[:_MESSAGE_LIMIT_CHARS] or 'no reason given'} (HTTP {status})"
 
 
+#: A 404 that says nothing of a job: who asks sees none of the subscription, being signed in to another tenant.
+_NOT_SEEN = ("SubscriptionNotFound", "InvalidSubscriptionId")
 _ROLE_HINT = "the role must allow Microsoft.ImportExport/* in the resource group"
 _REFUSALS: dict[int, tuple[type[DiskprepError], str]] = {
     HTTPStatus.UNAUTHORIZED: (NotSignedIn, "sign in again; --tenant ID when the subscription is in another tenant"),
@@ -284,7 +286,11 @@ _REFUSALS: dict[int, tuple[type[DiskprepError], str]] = {
 
 def _refusal(doing: str, status: int, reason: str, code: str) -> DiskprepError:
     kind, hint = _REFUSALS.get(status, (ServiceError, ""))
-    if code == "MissingSubscriptionRegistration":
+    if status == HTTPStatus.NOT_FOUND and code in _NOT_SEEN:
+        kind, hint = _REFUSALS[HTTPStatus.UNAUTHORIZED]
+    elif status == HTTPStatus.NOT_FOUND and not code:
+        kind, hint = ServiceError, "something else answers at this address: a proxy, or a wrong --endpoint"
+    elif code == "MissingSubscriptionRegistration":
         kind, hint = ServiceError, "az provider register --namespace Microsoft.ImportExport"
     elif _is_passing(status):
         hint = "the service is busy or in trouble; give the same command again later"

@@ -27,6 +27,7 @@ from diskprep.importjob.model import (
 )
 from diskprep.importjob.saved import SavedJob, load_job, save_job
 from diskprep.importjob.service import ImportService
+from diskprep.importjob.shipping import is_same_region
 from diskprep.seed import Seed, Staging
 from diskprep.volume.bitlocker import parse_recovery_password
 
@@ -149,11 +150,13 @@ def _check_same(job: Job, request: JobRequest) -> None:
     """`job` must be the one that `request` describes."""
     theirs = {(drive.drive_id, drive.manifest_file, drive.manifest_hash.upper()) for drive in job.drives}
     ours = {(drive.drive_id, drive.manifest_file, drive.manifest_hash) for drive in request.drives}
-    hint = "choose another job name, or delete that job if it is yours and not shipped"
+    hint = "`diskprep job delete` takes it back if it is this staging's and was not sent; else stage under another name"
     if theirs != ours:
         raise JobConflict(f"there is an import job {job.name} with other drives or manifests", hint=hint)
     if job.storage_account_id.lower() != request.storage_account_id.lower():
         raise JobConflict(f"import job {job.name} imports into another storage account", hint=hint)
+    if not is_same_region(job.location, request.location):
+        raise JobConflict(f"import job {job.name} is one of {job.location!a}, not {request.location!a}", hint=hint)
     if job.cancel_requested:
         raise JobConflict(f"import job {job.name} was cancelled", hint=hint)
 
@@ -172,7 +175,7 @@ def _check_passwords(service: ImportService, request: JobRequest) -> None:
     ]:
         raise JobConflict(
             f"import job {request.name} has another recovery password for drive {', '.join(wrong)}",
-            hint="the datacenter could not open it: delete that job, then create it again",
+            hint="the datacenter could not open it: `diskprep job delete`, then create it again",
         )
 
 
@@ -184,5 +187,5 @@ def _check_free(service: ImportService, request: JobRequest, seed: Seed) -> None
         if taken and not is_same(job, seed.job_name, seed.resource_group) and states.is_open(job):
             raise JobConflict(
                 f"drive {', '.join(sorted(taken))} is in import job {job.name}, which is {job.state}",
-                hint="delete or cancel that job first",
+                hint="`diskprep job delete` of its staging takes it back while it is not sent",
             )

@@ -55,11 +55,18 @@ def deadline_of(saved: SavedJob, now: datetime) -> Deadline | None:
 
 
 def untold_alarm(saved: SavedJob, now: datetime) -> Deadline | None:
-    """The deadline when its alarm was not told since the two weeks began."""
-    deadline = deadline_of(saved, now)
+    """The deadline when its alarm was not told since the two weeks began; also when the job was deleted for it."""
+    deadline = _missed(saved) if saved.gone else deadline_of(saved, now)
     if deadline is None or deadline.alarm is None or deadline.alarm in saved.told:
         return None
     return deadline
+
+
+def _missed(saved: SavedJob) -> Deadline | None:
+    """What a job that is gone was deleted for; None when it was not for want of a tracking number."""
+    if saved.job.state != JobState.CREATING or saved.job.cancel_requested:
+        return None
+    return Deadline(until=saved.ship_until, left=timedelta(), alarm=0)
 
 
 def told_with(saved: SavedJob, alarm: int) -> tuple[int, ...]:

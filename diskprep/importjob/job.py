@@ -13,20 +13,21 @@ from __future__ import annotations
 from diskprep.errors import JobConflict, NotFound
 from diskprep.importjob import states
 from diskprep.importjob.creation import create_job, storage_account_id
-from diskprep.importjob.ledger import Ledger
+from diskprep.importjob.ledger import Ledger, key_of
 from diskprep.importjob.lookup import check_not_cancelled, refresh_job
 from diskprep.importjob.model import Job, JobState
-from diskprep.importjob.saved import SavedJob, load_job, save_job
+from diskprep.importjob.saved import SavedJob, load_job, remove_saved, save_job
 from diskprep.importjob.sending import enter_shipping
 from diskprep.importjob.service import ImportService
 from diskprep.importjob.shipping import Destination, shipping_address
-from diskprep.seed import Staging
+from diskprep.seed import Staging, load_seed
 
 __all__ = [
     "Destination",
     "SavedJob",
     "cancel_job",
     "create_job",
+    "delete_job",
     "enter_shipping",
     "keep_alive",
     "load_job",
@@ -75,3 +76,24 @@ def cancel_job(service: ImportService, staging: Staging, *, force: bool = False,
         return refresh_job(service, staging, ledger=ledger)
     except NotFound:  # cancelled and deleted at once: what it was answers the question
         return answered
+
+
+def delete_job(service: ImportService, staging: Staging, *, ledger: Ledger | None = None) -> Job:
+    """Take a job back that was never sent, or was cancelled, so that its name is free; return it as it was.
+
+    Write order: the service, the ledger, `job.json`, which goes. A crash before the last leaves a job that is gone.
+    Raises JobConflict for a job that was sent or copied, NotFound when there is none, and what the service raises.
+    """
+    job = refresh_job(service, staging, ledger=ledger)
+    states.check(job, states.Action.DELETE)
+    if job.state != JobState.CREATING and not job.cancel_requested:
+        raise JobConflict(
+            f"import job {job.name} is {job.state}: {states.describe(job.state)}; what became of its drives would be "
+            "forgotten",
+            hint="the service itself deletes it 90 days after its end",
+        )
+    service.delete(job.name)
+    if ledger is not None:
+        ledger.close(key_of(load_seed(staging)))
+    remove_saved(staging)
+    return job

@@ -46,7 +46,10 @@ class JobKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """What the ledger holds of a job. Times are RFC 3339 by this computer's clock, empty when it did not happen."""
+    """What the ledger holds of a job. Times are RFC 3339 by this computer's clock, empty when it did not happen.
+
+    `earlier`: tracking numbers of packages that jobs of this name had before it was made again.
+    """
 
     drives: tuple[str, ...]
     open: bool = True
@@ -55,6 +58,12 @@ class Entry:
     created: str = ""
     shipped: str = ""
     closed: str = ""
+    earlier: tuple[str, ...] = ()
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """All its tracking numbers."""
+        return (*self.earlier, *filter(None, (self.tracking_number,)))
 
 
 def key_of(seed: Seed) -> JobKey:
@@ -110,7 +119,8 @@ class Ledger:
                 self._refuse_drives(holders)
             entry = jobs.get(str(key))
             if entry is None or not entry.open:
-                entry = Entry(drives=(), created=clock.rfc3339(clock.now()))
+                used = entry.numbers if entry is not None else ()
+                entry = Entry(drives=(), created=clock.rfc3339(clock.now()), earlier=used)
             jobs[str(key)] = replace(entry, drives=tuple(serials))
 
     def record_shipping(self, key: JobKey, package: Package, serials: Collection[str]) -> None:
@@ -146,12 +156,12 @@ class Ledger:
         serial, holder = next(iter(sorted(holders.items())))
         raise JobConflict(
             f"drive {serial} is in import job {holder.rpartition('/')[2]}, which is not over",
-            hint="cancel or delete that job first; when it is over, `diskprep job show` of its staging notes it "
+            hint="`job delete` or `job cancel` of its staging first; when it is over, `job show` there notes it "
             f"(subscription/group/job: {holder}, in {self._path})",
         )
 
     def _refuse_number(self, jobs: Mapping[str, Entry], key: JobKey, number: str) -> None:
-        taken = {entry.tracking_number: name for name, entry in jobs.items() if entry.tracking_number}
+        taken = {number: name for name, entry in jobs.items() for number in entry.numbers}
         for other, name in taken.items():
             if name != str(key) and same_number(other, number):
                 raise JobConflict(
@@ -244,9 +254,14 @@ def _number(number: str) -> str:
 
 
 def _entry(fields: dict[str, Any]) -> Entry:
-    entry = Entry(**{**fields, "drives": tuple(fields["drives"])})
-    texts = (entry.carrier, entry.tracking_number, entry.created, entry.shipped, entry.closed, *entry.drives)
-    if not isinstance(entry.open, bool) or not all(isinstance(text, str) for text in texts):
+    lists = {"drives": fields["drives"], "earlier": fields.get("earlier", [])}
+    entry = Entry(**{**fields, **{name: tuple(texts) for name, texts in lists.items()}})
+    texts = (entry.carrier, entry.tracking_number, entry.created, entry.shipped, entry.closed)
+    if not all(isinstance(found, list) for found in lists.values()):
+        raise TypeError("a field is of the wrong kind")
+    if not isinstance(entry.open, bool) or not all(
+        isinstance(text, str) for text in (*texts, *entry.drives, *entry.earlier)
+    ):
         raise TypeError("a field is of the wrong kind")
     return entry
 

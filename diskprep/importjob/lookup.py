@@ -58,7 +58,8 @@ def check_not_cancelled(job: Job) -> None:
     """Raise JobConflict when cancelling the job was asked for."""
     if job.cancel_requested:
         raise JobConflict(
-            f"import job {job.name} is being cancelled", hint="a new job needs another name; keep the disks here"
+            f"import job {job.name} is being cancelled",
+            hint="keep the disks here; when it is over, `diskprep job delete` takes it back, and its name is free",
         )
 
 

@@ -21,6 +21,11 @@ _SHOWN = 20
 _NO_NEWS = ("", "InProgress", "NotStarted", "Transferring", "Specified", "Received")
 _FIND_LOG = "Find its copy log: --log FILE reads it."
 _IN_PART = (DriveStatus.COMPLETED_WITH_ERRORS, DriveState.COMPLETED_MORE_INFO)
+_SO_FAR: Mapping[str, str] = {
+    DriveState.SPECIFIED: "has not arrived in the datacenter yet",
+    DriveState.RECEIVED: "is in the datacenter, and was not read yet",
+    DriveState.TRANSFERRING: "is being copied",
+}
 _THROUGH = (DriveState.COMPLETED, DriveState.COMPLETED_MORE_INFO, DriveState.SHIPPED_BACK)
 
 
@@ -324,7 +329,7 @@ def _without_news(job: Job, drive: JobDrive, *, ended: bool) -> tuple[Fate, str,
     if drive.state == DriveState.COMPLETED_MORE_INFO:
         return Fate.IN_PART, "was read; the copy log tells more", _FIND_LOG
     if not ended:
-        return Fate.WAITING, f"is {drive.state}", ""
+        return Fate.WAITING, _SO_FAR.get(drive.state, f"is {drive.state}"), ""
     if job.cancel_requested:
         return Fate.FAILED, "was not copied: the job was cancelled", "Send what was on it again."
     if drive.state == DriveState.SPECIFIED:

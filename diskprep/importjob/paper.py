@@ -19,6 +19,7 @@ from diskprep import clock
 from diskprep.errors import DataDamaged
 from diskprep.exchange.manifest import check_drive_id
 from diskprep.importjob.model import DRIVES_LIMIT, Address, Package, ReturnAddress, ReturnShipping
+from diskprep.importjob.shipping import is_same_region
 from diskprep.seed import JOB_NAME
 
 #: The first line of every QR code.
@@ -122,7 +123,11 @@ def _slip_sheet(slip: Slip) -> str:
         f"<td>{_shown(disk.model) or 'not known'}</td><td>{_size(disk.size_bytes)}</td></tr>\n"
         for number, disk in enumerate(slip.disks, 1)
     )
-    via = "" if _same_region(slip) else f'<p class="small">for region {_shown(slip.region)}</p>'
+    via = (
+        ""
+        if is_same_region(slip.region, slip.ship_to_region)
+        else f'<p class="small">for region {_shown(slip.region)}</p>'
+    )
     return _SLIP.format(
         job=_shown(slip.job_name),
         address=_lines(slip.ship_to),
@@ -231,10 +236,6 @@ def _qr_head(slip: Slip) -> list[str]:
 
 def _qr_disk(slip: Slip, number: int) -> str:
     return f"disk {number + 1}/{len(slip.disks)} {slip.disks[number].serial}"
-
-
-def _same_region(slip: Slip) -> bool:
-    return slip.region.replace(" ", "").lower() == slip.ship_to_region.replace(" ", "").lower()
 
 
 def _shown(text: str) -> str:

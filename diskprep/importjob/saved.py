@@ -142,6 +142,15 @@ def write_saved(staging: Staging, saved: SavedJob) -> None:
     durable.write_json(staging.job_file, document)
 
 
+def remove_saved(staging: Staging) -> None:
+    """Remove job.json, durably: the staging has no job."""
+    try:
+        staging.job_file.unlink(missing_ok=True)
+    except OSError as error:
+        raise durable.storage_error(error, f"remove {staging.job_file}") from error
+    durable.fsync_directory(staging.root)
+
+
 def load_job(staging: Staging) -> SavedJob:
     """The job of a staging as last seen. Raises NotFound, DataDamaged or FormatTooNew."""
     path = staging.job_file
@@ -149,6 +158,8 @@ def load_job(staging: Staging) -> SavedJob:
         document = durable.read_json(path, limit_bytes=_LIMIT_BYTES)
     except NotFound:
         raise NotFound("this staging has no import job", hint="create it with `diskprep job create`") from None
+    except DataDamaged as error:
+        raise DataDamaged(error.message, hint=_REWRITTEN) from None
     if document.get("format") != FORMAT:
         raise DataDamaged(f"{path} is not a job file", hint=_REWRITTEN)
     version = document.get("version")

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from datetime import date
 
+from diskprep import clock
 from diskprep.errors import JobConflict, UsageError
 from diskprep.importjob import states
 from diskprep.importjob.booking import written_down
@@ -29,7 +30,7 @@ def enter_shipping(
     carrier: str,
     tracking_number: str,
     drive_count: int,
-    ship_date: date,
+    ship_date: date | None = None,
     return_address: ReturnAddress | None = None,
     return_shipping: ReturnShipping | None = None,
     serials: Sequence[str] | None = None,
@@ -37,12 +38,16 @@ def enter_shipping(
 ) -> Job:
     """Tell the service that the package is on its way; the two-week clock stops. Doing it again changes nothing.
 
-    `serials`: what was put into the package, compared with the job. Raises UsageError, JobConflict (the tracking
+    `ship_date`: None is today, or what was entered before. `serials`: what was put into the package, compared with the
+    job. Raises UsageError, JobConflict (the tracking
     number is another job's, the package holds other drives than the job's, the state does not allow it), and what the
     service and the ledger raise.
     """
     package = Package(
-        carrier=carrier.strip(), tracking_number=tracking_number.strip(), drive_count=drive_count, ship_date=ship_date
+        carrier=carrier.strip(),
+        tracking_number=tracking_number.strip(),
+        drive_count=drive_count,
+        ship_date=ship_date or clock.now().date(),
     )
     if not package.carrier.isprintable() or not package.carrier:
         raise UsageError("the carrier's name is missing or has strange characters")
@@ -51,7 +56,7 @@ def enter_shipping(
     job = refresh_job(service, staging, ledger=ledger)
     key = key_of(load_seed(staging)) if ledger is not None else None
     in_job = [drive.drive_id for drive in job.drives]
-    done = job.state != JobState.CREATING and job.package == package
+    done = job.state != JobState.CREATING and _is_entered(job, package, dated=ship_date is not None)
     if not done:
         states.check(job, states.Action.SHIP)
         check_not_cancelled(job)
@@ -74,11 +79,22 @@ def enter_shipping(
         ledger,
         key,
         lambda book, own: book.record_shipping(own, package, in_job),
-        undone=lambda: service.get(job.name).package != package,
+        undone=lambda: not _is_entered(service.get(job.name), package),
     ):
         job = service.ship(job.name, package, return_address=return_address, return_shipping=return_shipping)
     save_job(staging, job, at=service.server_time())
     return job
+
+
+def _is_entered(job: Job, package: Package, *, dated: bool = False) -> bool:
+    """Whether the job has this package; with `dated`, sent that day: the service may have that in words of its own."""
+    theirs = job.package
+    return (
+        theirs is not None
+        and same_number(theirs.tracking_number, package.tracking_number)
+        and theirs.carrier.lower() == package.carrier.lower()
+        and (not dated or theirs.ship_date in (None, package.ship_date))
+    )
 
 
 def _check_package(

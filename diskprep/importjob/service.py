@@ -89,6 +89,8 @@ class AzureImportService:
         self._group = resource_group
         host = urlsplit(self._url)
         local = host.hostname in LOOPBACK
+        if host.path or host.query or host.fragment or "@" in host.netloc:  # every job would seem to be gone
+            raise UsageError(f"the management endpoint at {host.hostname} is given with more than its host and port")
         if host.scheme != "https" and not (host.scheme == "http" and local):
             raise UsageError(f"{self._url} is not an https address: the token would travel in clear")
         patience = patience or Patience()

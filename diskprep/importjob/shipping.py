@@ -79,7 +79,7 @@ def checklist(seed_location: str, destination: Destination) -> tuple[str, ...]:
     """
     region = region_of(destination.region)
     lines = []
-    if not _same_region(seed_location, destination.region):
+    if not is_same_region(seed_location, destination.region):
         lines.append(
             f"The datacenter of {seed_location} takes no packages now: this one goes to {destination.region}. "
             "The data ends up in the account's own region all the same."
@@ -130,13 +130,14 @@ def _candidates(service: ImportService, location: str) -> Iterator[Location]:
             seen.add(_plain(name))
             continue
         seen |= {_plain(name), _plain(region.name)}
-        if not region.alternates or any(_same_region(region.name, other) for other in region.alternates):
+        if not region.alternates or any(is_same_region(region.name, other) for other in region.alternates):
             yield region
             continue
         waiting += [other for other in region.alternates if _plain(other) not in seen]
 
 
-def _same_region(one: str, other: str) -> bool:
+def is_same_region(one: str, other: str) -> bool:
+    """Whether two names are of one region: "West Europe" and "westeurope" are."""
     return _plain(one) == _plain(other)
 
 

@@ -22,10 +22,10 @@ SHIPPING_DEADLINE = timedelta(days=14)
 class Action(StrEnum):
     """What may be asked of a job."""
 
-    SHIP = "ship"
+    SHIP = "be shipped"
     KEEP_ALIVE = "be kept alive"
-    CANCEL = "cancel"
-    DELETE = "delete"
+    CANCEL = "be cancelled"
+    DELETE = "be deleted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,8 @@ _NO_PERCENT = (DriveState.SPECIFIED, DriveState.RECEIVED, DriveState.NEVER_RECEI
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alarm:
-    """The two weeks end soon: `days_left` is 5, 2, 1 or 0 (over), `until` the end by the service's clock."""
+    """The two weeks end soon: `days_left` is 5, 2, 1 or 0 (over, or the job is gone), `until` the end by the service's
+    clock."""
 
     job_name: str
     days_left: int
@@ -165,10 +166,10 @@ def _span(seconds: float) -> str:
 def _alarm(saved: SavedJob, deadline: Deadline) -> Alarm:
     assert deadline.alarm is not None, "an alarm is due"
     left = "is over" if deadline.expired else f"ends in {deadline.words}"
-    return Alarm(
-        job_name=saved.job.name,
-        days_left=deadline.alarm,
-        until=deadline.until,
-        text=f"the time to enter the tracking number of import job {saved.job.name} {left}: "
-        f"the service deletes the job on {deadline.until:%Y-%m-%d at %H:%M} UTC",
+    text = (
+        f"the time to enter the tracking number of import job {saved.job.name} {left}: "
+        f"the service deletes the job on {deadline.until:%Y-%m-%d at %H:%M} UTC"
     )
+    if saved.gone:
+        text = f"import job {saved.job.name} is gone: it had no tracking number. Do not send its disks"
+    return Alarm(job_name=saved.job.name, days_left=deadline.alarm, until=deadline.until, text=text)

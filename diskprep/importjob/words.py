@@ -22,6 +22,7 @@ class Words:
 
 
 _AGAIN = "Send what was on it again, with this disk or another."
+_ELSEWHERE = "Send what was on it again, with another disk."
 _VERIFY = "When the disk is back, run `diskprep disk verify` on it: it tells whether the disk or its way is at fault."
 _RESEND = "It is sent again with the repair."
 _KEPT = "Nothing: a pack is named by its content, and ingestion reads every one."
@@ -31,10 +32,12 @@ DRIVES: Mapping[str, Words] = {
     DriveStatus.COMPLETED_WITH_WARNINGS: Words(says="was copied; some files were there already or were renamed"),
     DriveStatus.COMPLETED_WITH_ERRORS: Words(says="was copied in part: some files failed"),
     DriveStatus.DISK_NOT_FOUND: Words(
-        says="did not answer when it was attached", todo=f"The disk is dead or its connector is bent. {_AGAIN}"
+        says="did not answer when it was attached", todo=f"The disk is dead or its connector is bent. {_ELSEWHERE}"
     ),
     DriveStatus.VOLUME_NOT_NTFS: Words(says="has no NTFS volume", todo=f"It was changed after it was sealed. {_AGAIN}"),
-    DriveStatus.DISK_OPERATION_FAILED: Words(says="failed while it was read", todo=f"Do not use it again. {_AGAIN}"),
+    DriveStatus.DISK_OPERATION_FAILED: Words(
+        says="failed while it was read", todo=f"Do not use it again. {_ELSEWHERE}"
+    ),
     DriveStatus.BITLOCKER_VOLUME_NOT_FOUND: Words(
         says="has no BitLocker volume where the datacenter looked for one", todo=f"{_VERIFY} {_AGAIN}"
     ),
@@ -79,7 +82,7 @@ DRIVES: Mapping[str, Words] = {
     "NotStarted": Words(says="was not read yet"),
     "InProgress": Words(says="is being copied"),
     "NotReturned": Words(says="was not sent back", todo="Ask Azure support where it is."),
-    "HardwareError": Words(says="has failing hardware", todo=f"Do not use it again. {_AGAIN}"),
+    "HardwareError": Words(says="has failing hardware", todo=f"Do not use it again. {_ELSEWHERE}"),
     "DeviceFormatted": Words(says="was formatted after it was sealed", todo=_AGAIN),
     "DeviceMetadataModified": Words(says="was changed after it was sealed", todo=_AGAIN),
     "MetadataFilesModifiedOrRemoved": Words(says="lacks files that it was sealed with", todo=f"{_VERIFY} {_AGAIN}"),
@@ -90,8 +93,8 @@ DRIVES: Mapping[str, Words] = {
     "UnsupportedData": Words(says="holds what the service does not import", todo="Ask Azure support what it was."),
     "DriveNotReceived": Words(says="never arrived in the datacenter", todo=f"Ask the carrier. {_AGAIN}"),
     "UnsupportedDrive": Words(says="is of a kind the service does not take", todo="Use a bare SATA disk instead."),
-    "DriveNotDetected": Words(says="did not answer when it was attached", todo=f"Do not use it again. {_AGAIN}"),
-    "DriveCorrupted": Words(says="is damaged", todo=f"Do not use it again. {_AGAIN}"),
+    "DriveNotDetected": Words(says="did not answer when it was attached", todo=f"Do not use it again. {_ELSEWHERE}"),
+    "DriveCorrupted": Words(says="is damaged", todo=f"Do not use it again. {_ELSEWHERE}"),
     "OtherServiceError": Words(says="met with a failure of the service", todo=f"Ask Azure support. {_AGAIN}"),
     "OtherUserError": Words(says="was refused", todo=f"Ask Azure support why. {_AGAIN}"),
     "Disk not received at datacenter": Words(says="never arrived in the datacenter", todo=f"Ask the carrier. {_AGAIN}"),
@@ -100,11 +103,11 @@ DRIVES: Mapping[str, Words] = {
         says="carries a signature that does not open the container", todo=f"Make a new signature first. {_AGAIN}"
     ),
     "Unsupported disk": Words(says="is of a kind the service does not take", todo="Use a bare SATA disk instead."),
-    "Disk corrupted": Words(says="is damaged", todo=f"Do not use it again. {_AGAIN}"),
+    "Disk corrupted": Words(says="is damaged", todo=f"Do not use it again. {_ELSEWHERE}"),
     "BitLocker unlock volume failed": Words(says="could not be unlocked", todo=f"{_VERIFY} {_AGAIN}"),
     "BitLocker volume not found": Words(says="has no BitLocker volume", todo=f"{_VERIFY} {_AGAIN}"),
     "BitLocker key invalid": Words(says="does not open with the job's recovery password", todo=f"{_VERIFY} {_AGAIN}"),
-    "Hardware error": Words(says="has failing hardware", todo=f"Do not use it again. {_AGAIN}"),
+    "Hardware error": Words(says="has failing hardware", todo=f"Do not use it again. {_ELSEWHERE}"),
     "NTFS volume not found": Words(says="has no NTFS volume", todo=f"{_VERIFY} {_AGAIN}"),
     "Storage account not accessible": Words(
         says="could not be copied: the storage account refused the datacenter",

@@ -46,7 +46,7 @@ class Desk:
         passphrase.write_text(PASSPHRASE + "\n")
         passphrase.chmod(0o600)
         self.secret = ("--passphrase-file", passphrase)
-        source = make_tree(base / "source", megabytes=125)
+        source = make_tree(base / "source", megabytes=155)  # enough for two packs on the second disk
         trip = ("--job", "unlucky-job", "--storage-account", "account1", "--container", CONTAINER)
         azure = ("--subscription", "11111111-2222-4333-8444-555555555555", "--resource-group", "group")
         diskprep("stage", source, "--staging", self.staging.root, *trip, *azure, *self.secret, "--quiet")
@@ -205,7 +205,7 @@ def test_10_the_vault_is_proven_whole(desk: Desk, closed: tuple[str, ...]) -> No
     diskprep("vault", "publish", desk.staging.root, "--vault", desk.vault, *desk.secret, "--quiet")
     arguments = ("--container", desk.container, "--vault", desk.vault, *desk.secret)
     certificate = ("--certificate", desk.base / "certificate.json")
-    assert "all verified" in diskprep("vault", "ingest", desk.staging.root, *arguments, *certificate, "--quiet")[0]
+    assert "all read back" in diskprep("vault", "ingest", desk.staging.root, *arguments, *certificate, "--quiet")[0]
 
 
 def test_11_a_job_that_the_service_forgot_is_told_as_it_was_last_seen(
@@ -227,6 +227,7 @@ def test_12_logs_are_found_by_their_names_where_the_job_does_not_say(
     store = DirectoryStore(tmp_path / "container")
     for folder, name in (
         ("waimportexport/waies", "other-job_WD-B2_20260101-000000-000_error.xml"),
+        ("waimportexport/waies", "unlucky-jobs_WD-B2_20260103-000000-000_error.xml"),
         ("waimportexport/waies", "unlucky-job_WD-B2_20260101-000000-000_error.xml"),
         ("waimportexport/waies", "unlucky-job_WD-B2_20260102-000000-000_error.xml"),
     ):
@@ -261,3 +262,14 @@ def test_13_a_containers_signature_suffices_to_read_the_logs(
     assert [drive["fate"] for drive in document["drives"]] == ["failed", "in part"]
     assert len(document["repair"]["packs"]) == len(load_seal(desk.staging.seal_file).data_packs)
     assert "sig=" not in json.dumps(document)
+
+
+def test_14_an_account_that_is_not_on_this_computer_is_not_told_a_signature_in_clear(
+    desk: Desk, closed: tuple[str, ...], tmp_path: Path
+) -> None:
+    signature = tmp_path / "container.sas"
+    signature.write_text(f"{CONTAINER}?sv=2021&sig=canary")
+    where = ("--container", f"http://192.0.2.1/{CONTAINER}", "--container-sas-file", signature)
+    told = diskprep("job", "report", desk.staging.root, "--offline", *where, code=2)[1]
+    assert "in clear" in told
+    assert "canary" not in told

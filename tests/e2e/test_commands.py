@@ -138,7 +138,7 @@ def test_15_ingestion_names_the_disk_of_a_pack_that_is_missing(desk: Desk) -> No
 
 def test_16_ingestion_verifies_everything_and_certifies_it(desk: Desk) -> None:
     arguments = (desk.staging, "--container", desk.container, "--certificate", desk.certificate, *desk.opening)
-    assert "all verified" in diskprep("vault", "ingest", *arguments)[0]
+    assert "all read back" in diskprep("vault", "ingest", *arguments)[0]
     assert json.loads(desk.certificate.read_text())["job_name"] == "my-first-job"
     diskprep("vault", "check", "--read-data", *desk.opening)
     environment = {"RESTIC_PASSWORD_FILE": str(desk.new_passphrase_file)}

@@ -44,7 +44,7 @@ def advance(desk: Desk, days: float) -> None:
 
 
 def serials(desk: Desk) -> list[str]:
-    return [disk["serial"] for disk in diskprep_json("status", desk.staging)["disks"]]
+    return [disk["serial"] for disk in json.loads((desk.staging / "plan.json").read_text())["disks"]]
 
 
 def test_01_a_lost_answer_to_creation_leads_to_one_job(desk: Desk, service: tuple[str, ...]) -> None:
@@ -72,8 +72,9 @@ def test_03_days_left_are_counted_by_the_services_clock_and_end_the_command_from
     out, err = diskprep("job", "show", desk.staging, *service, code=43)
     assert "time left to enter the tracking number: 4 days" in out
     assert "diskprep job keep-alive" in err
-    document = diskprep_json("status", desk.staging)
+    document = diskprep_json("status", desk.staging, code=43)
     assert document["deadline"]["alarm_days"] == 5
+    assert document["next"].startswith(f"diskprep job ship {desk.staging} --carrier")
     assert "4 days left" in diskprep("status", desk.staging, code=43)[0]
 
 
@@ -140,6 +141,11 @@ def test_09_it_is_shipped_and_a_lost_answer_changes_nothing(desk: Desk, service:
     assert "next: diskprep job watch" in err
     assert "Shipping" in diskprep(*ship)[0]
     assert diskprep_json("status", desk.staging)["deadline"] is None
+    for word in ("create", "keep-alive"):  # it has no two weeks any more, and nothing more is to be entered
+        secret = desk.secret if word == "create" else ()
+        out, err = diskprep("job", word, desk.staging, *service, *secret)
+        assert "Shipping" in out
+        assert not re.search("created|deleted|job ship|job slip", out + err)
 
 
 def test_10_watch_follows_the_job_off_a_terminal_and_ends_when_there_is_something_to_do(
@@ -184,26 +190,37 @@ def test_12_the_repair_is_a_trip_of_its_own(desk: Desk, service: tuple[str, ...]
     assert repair.is_dir()
     assert str(repair) in out + err
     assert diskprep("job", "repair", desk.staging, *container, *service)[0] == out
+    told = diskprep("job", "report", desk.staging, *container, *service, code=44)[1]
+    assert f"next: diskprep status {repair}" in told
+    assert "job repair" not in told
+    assert f"next: diskprep status {repair}" in diskprep("status", desk.staging)[1]
     sas = ("--container-sas-file", desk.practice / f"{CONTAINER}.sas")
     journals = ("--journals", desk.base / "journals", "--image-size", "96M")
     create = ("--create-job", *service, *desk.secret)
     out, _err = diskprep("disk", "prepare", repair, desk.base / "WD-C3.img", *sas, *journals, *create)
     assert "disks prepared: WD-C3" in out
     assert f"import job created: {JOB}-r1" in out
+    advance(desk, 12.5)
+    diskprep("job", "show", repair, *service, code=43)
+    out, err = diskprep("status", desk.staging, code=43)
+    assert f"repair {JOB}-r1: Creating when last seen" in out
+    assert f"import job {JOB}-r1 has no tracking number" in err
     used = ("--carrier", "DHL", "--tracking-number", "JD01460000777", *RETURN, *service)
     told = diskprep("job", "ship", repair, *used, code=42)[1]
     assert f"belongs to import job {JOB}" in told
     assert "JD01460000777-1" in told
     diskprep("job", "ship", repair, *used[:3], "JD01460000777-1", *used[4:])
     diskprep("datacenter", "receive", desk.practice, f"{JOB}-r1", f"WD-C3={desk.base / 'WD-C3.img'}")
-    assert "vault ingest" in diskprep("job", "watch", repair, "--once", *service)[1]
-    assert diskprep_json("status", desk.staging)["repairs"] == [f"{JOB}-r1"]
+    ingest = f"next: diskprep vault ingest {desk.staging} --container STORE --vault STORE"
+    assert ingest in diskprep("job", "watch", repair, "--once", *service)[1]
+    assert ingest in diskprep("status", desk.staging)[1]
+    assert [made["name"] for made in diskprep_json("status", desk.staging)["repairs"]] == [f"{JOB}-r1"]
 
 
 def test_13_all_of_it_is_ingested_and_restored(desk: Desk, service: tuple[str, ...]) -> None:
     diskprep("vault", "publish", desk.staging, "--vault", desk.vault, *desk.secret)
     arguments = (desk.staging, *desk.stores, "--certificate", desk.certificate, *desk.secret)
-    assert "all verified" in diskprep("vault", "ingest", *arguments)[0]
+    assert "all read back" in diskprep("vault", "ingest", *arguments)[0]
     into = desk.base / "restored"
     diskprep("vault", "restore", into, "--vault", desk.vault, *desk.secret)
     told = run(

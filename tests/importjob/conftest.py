@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from copysite import Site
 from support import TurnedClock
 
 from diskprep.datacenter.server import Datacenter
@@ -88,3 +90,26 @@ def return_address() -> ReturnAddress:
         phone="0123",
         email="operator@example.org",
     )
+
+
+@pytest.fixture
+def site(service: AzureImportService, ledger: Ledger, trip: tuple[Staging, Seed, list[Drive], ReturnAddress]) -> Site:
+    place, seed, drives, address = trip
+    return Site(service=service, place=place, seed=seed, drives=drives, ledger=ledger, address=address)
+
+
+@pytest.fixture
+def trip(
+    staging: Staging, seed: Seed, drives: list[Drive], return_address: ReturnAddress
+) -> tuple[Staging, Seed, list[Drive], ReturnAddress]:
+    return staging, seed, drives, return_address
+
+
+@pytest.fixture
+def second(site: Site) -> Site:
+    """Another staging on this computer, of another job over the same disks."""
+    place = Staging(site.place.root / "second")
+    place.root.mkdir()
+    seed = replace(site.seed, job_name="second-backup")
+    save_seed(place, seed)
+    return replace(site, place=place, seed=seed)

@@ -385,3 +385,23 @@ def test_the_services_time_is_carried_forward(cloud: Cloud) -> None:
         service.list()
     assert service.server_time().year == 2015
     assert service.server_time().tzinfo is not None
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "hint"),
+    [
+        (refused(404, "ResourceNotFound"), NotFound, ""),
+        (refused(404, "SubscriptionNotFound"), NotSignedIn, "--tenant ID"),
+        (refused(404, "InvalidSubscriptionId"), NotSignedIn, "--tenant ID"),
+        (Fault(status=404, body=b"<html>not here</html>"), ServiceError, "proxy"),
+        (Fault(status=404), ServiceError, "proxy"),
+    ],
+)
+def test_only_the_services_word_on_a_job_says_that_it_is_gone(
+    cloud: Cloud, answer: Fault, kind: type[DiskprepError], hint: str
+) -> None:
+    cloud.climate = answer
+    with pytest.raises(DiskprepError) as caught:
+        connect(cloud).get("a-job")
+    assert type(caught.value) is kind
+    assert hint in caught.value.hint

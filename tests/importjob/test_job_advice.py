@@ -35,6 +35,7 @@ def saved(state: JobState | str, *drives: tuple[DriveState | str, str], **change
 FINE = (DriveState.SHIPPED_BACK, "Completed")
 BAD = (DriveState.SHIPPED_BACK, "CompletedWithErrors")
 WARNED = (DriveState.SHIPPED_BACK, "CompletedWithWarnings")
+SEEN = (DriveState.COMPLETED_MORE_INFO, "CompletedWithWarnings")
 MORE = (DriveState.COMPLETED_MORE_INFO, "")
 MISSED = (DriveState.NEVER_RECEIVED, "")
 AWAY = (DriveState.SPECIFIED, "")
@@ -56,6 +57,7 @@ AWAY = (DriveState.SPECIFIED, "")
         (saved(JobState.FAULTED), "", None, True, "stuck"),
         (saved("Teleporting"), "", None, True, "'Teleporting'"),
         (saved(JobState.COMPLETED, FINE, FINE), "vault ingest", None, False, "without an error"),
+        (saved(JobState.COMPLETED, FINE, SEEN), "vault ingest", None, False, "without an error"),
         (saved(JobState.COMPLETED, FINE, WARNED), "vault ingest", None, False, "without an error"),
         (saved(JobState.COMPLETED, FINE, MISSED), "job report", DrivesFailed, False, "drive WD-2"),
         (saved(JobState.COMPLETED, FINE, cancel_requested=True), "", None, False, "was cancelled"),

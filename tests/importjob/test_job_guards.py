@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from datetime import date, timedelta
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from copysite import Crash, Site
 from support import TurnedClock
 
 from diskprep.datacenter.faults import ServiceFault
@@ -16,80 +17,13 @@ from diskprep.datacenter.server import Datacenter
 from diskprep.errors import DataDamaged, JobConflict, NotFound, NotSignedIn, ServiceError, UsageError
 from diskprep.importjob import booking, creation, lookup, sending
 from diskprep.importjob import job as jobs
-from diskprep.importjob.ledger import Entry, Ledger, key_of
-from diskprep.importjob.model import Drive, Job, JobState, Package, ReturnAddress
-from diskprep.importjob.saved import SavedJob
+from diskprep.importjob.ledger import Ledger, key_of
+from diskprep.importjob.model import Job, JobState, Package
 from diskprep.importjob.service import AzureImportService
 from diskprep.secrets import Secret
-from diskprep.seed import Seed, Staging, save_seed
+from diskprep.seed import Staging, save_seed
 
 OTHER_PASSWORD = "000000-000011-000022-000033-000044-000055-000066-000077"
-
-
-class Crash(BaseException):
-    """The process is killed here."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
-    """A copy computer with a staging, its ledger, and the service."""
-
-    service: AzureImportService
-    place: Staging
-    seed: Seed
-    drives: list[Drive]
-    ledger: Ledger
-    address: ReturnAddress
-
-    def create(self, drives: Sequence[Drive] | None = None) -> Job:
-        return jobs.create_job(self.service, self.place, self.seed, drives or self.drives, ledger=self.ledger)
-
-    def ship(self, tracking_number: str = "JD0001", count: int = 2, serials: Sequence[str] | None = None) -> Job:
-        return jobs.enter_shipping(
-            self.service,
-            self.place,
-            carrier="DHL",
-            tracking_number=tracking_number,
-            drive_count=count,
-            ship_date=date(2026, 3, 2),
-            return_address=self.address,
-            serials=serials,
-            ledger=self.ledger,
-        )
-
-    def refresh(self) -> Job:
-        return jobs.refresh_job(self.service, self.place, ledger=self.ledger)
-
-    @property
-    def saved(self) -> SavedJob:
-        return jobs.load_job(self.place)
-
-    @property
-    def entry(self) -> Entry:
-        return self.ledger.jobs()[str(key_of(self.seed))]
-
-
-@pytest.fixture
-def site(service: AzureImportService, ledger: Ledger, trip: tuple[Staging, Seed, list[Drive], ReturnAddress]) -> Site:
-    place, seed, drives, address = trip
-    return Site(service=service, place=place, seed=seed, drives=drives, ledger=ledger, address=address)
-
-
-@pytest.fixture
-def trip(
-    staging: Staging, seed: Seed, drives: list[Drive], return_address: ReturnAddress
-) -> tuple[Staging, Seed, list[Drive], ReturnAddress]:
-    return staging, seed, drives, return_address
-
-
-@pytest.fixture
-def second(site: Site) -> Site:
-    """Another staging on this computer, of another job over the same disks."""
-    place = Staging(site.place.root / "second")
-    place.root.mkdir()
-    seed = replace(site.seed, job_name="second-backup")
-    save_seed(place, seed)
-    return replace(site, place=place, seed=seed)
 
 
 def test_a_disk_that_was_not_opened_gets_no_job(site: Site) -> None:
@@ -304,7 +238,7 @@ def test_shipping_again_what_has_arrived_changes_nothing(site: Site, datacenter:
     site.ship()
     datacenter.receive("first-backup", {"WD-1": tmp_path / "1.img", "WD-2": tmp_path / "2.img"})
     assert site.ship().state == JobState.RECEIVED
-    with pytest.raises(JobConflict, match="cannot ship now"):
+    with pytest.raises(JobConflict, match="cannot be shipped now"):
         site.ship("JD0002")
 
 

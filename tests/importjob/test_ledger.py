@@ -120,6 +120,8 @@ def test_a_job_that_was_over_and_is_made_again_begins_anew(book: Ledger) -> None
         b'{"format": "diskprep-ledger", "version": 1, "jobs": {"a/b/c": {"drives": [1]}}}',
         b'{"format": "diskprep-ledger", "version": 1, "jobs": {"a/b/c": {"drives": [], "open": "no"}}}',
         b'{"format": "diskprep-ledger", "version": 1, "jobs": {"a/b/c": {"drives": [], "tracking_number": null}}}',
+        b'{"format": "diskprep-ledger", "version": 1, "jobs": {"a/b/c": {"drives": [], "earlier": "JD1"}}}',
+        b'{"format": "diskprep-ledger", "version": 1, "jobs": {"a/b/c": {"drives": [], "earlier": [1]}}}',
         b'{"format": "diskprep-job", "version": 1, "jobs": {}}',
     ],
 )
@@ -229,3 +231,23 @@ def test_a_suggested_number_is_free_and_begins_as_the_carriers(number: str, take
     suggested = suggest_number(number, [*taken, *(f"{number}-{n}" for n in range(1, len(taken)))])
     assert suggested.startswith(f"{number}-")
     assert not any(same_number(suggested, other) for other in taken)
+
+
+def test_a_number_stays_taken_when_its_job_is_made_again(book: Ledger) -> None:
+    book.record_shipping(FIRST, package("JD0001"), ["WD-1"])
+    book.close(FIRST)
+    book.record_job(FIRST, ["WD-1"])
+    book.record_shipping(FIRST, package("JD0002"), ["WD-1"])
+    for number in ("JD0001", "JD0002"):
+        with pytest.raises(JobConflict, match="belongs to import job first"):
+            book.record_shipping(SECOND, package(number), ["WD-2"])
+    assert book.jobs()[str(FIRST)].numbers == ("JD0001", "JD0002")
+
+
+def test_a_ledger_that_knows_no_earlier_numbers_is_read(book: Ledger) -> None:
+    book.record_shipping(FIRST, package("JD0001"), ["WD-1"])
+    document = json.loads(book.path.read_text())
+    for fields in document["jobs"].values():
+        del fields["earlier"]
+    book.path.write_text(json.dumps(document))
+    assert book.jobs()[str(FIRST)].numbers == ("JD0001",)

@@ -236,3 +236,8 @@ def test_long_lists_are_cut_for_people_and_whole_as_json() -> None:
     document = outcome.document()
     assert len(document["drives"][0]["failed"]) == 30
     assert (document["complete"], document["ended"], document["drives"][0]["fate"]) == (False, True, "in part")
+
+
+def test_nobody_is_told_to_use_a_dead_disk_again() -> None:
+    for told in words.DRIVES.values():
+        assert not ("Do not use it again" in told.todo and "this disk" in told.todo)

@@ -234,3 +234,15 @@ def test_a_token_never_travels_in_clear() -> None:
         with pytest.raises(UsageError, match="https"):
             AzureImportService(url, Secret(TOKEN), SUBSCRIPTION, "group")
     AzureImportService(None, Secret(TOKEN), SUBSCRIPTION, "group")
+
+
+@pytest.mark.parametrize("more", ["/sub", "/?a=b", "/#part"])
+def test_an_endpoint_is_a_host_and_a_port(cloud: Cloud, more: str) -> None:
+    with pytest.raises(UsageError, match="more than its host"):
+        AzureImportService(cloud.url + more, Secret(TOKEN), SUBSCRIPTION, "group")
+
+
+def test_a_password_in_an_endpoint_is_not_repeated() -> None:
+    with pytest.raises(UsageError) as caught:
+        AzureImportService("https://somebody:canary@management.azure.com", Secret(TOKEN), SUBSCRIPTION, "group")
+    assert "canary" not in caught.value.message + caught.value.hint

@@ -326,3 +326,18 @@ def test_changes_that_another_command_wrote_down_are_told(shipped: Desk, stages:
 
     shipped.watch(beside, stages.become(JobState.COMPLETED))
     assert "import job first-backup: Received, all drives are in the datacenter" in shipped.notes
+
+
+def test_the_hook_hears_once_of_a_job_that_was_deleted_between_two_looks(desk: Desk, test_clock: TurnedClock) -> None:
+    test_clock.advance(days=15)
+    for _ in range(3):
+        desk.watch(once=True)
+    assert [alarm.days_left for alarm in desk.alarms] == [0]
+    assert "is gone" in desk.alarms[0].text
+
+
+def test_a_job_that_was_cancelled_and_is_gone_rings_no_alarm(desk: Desk, test_clock: TurnedClock) -> None:
+    jobs.cancel_job(desk.service, desk.staging)
+    test_clock.advance(days=200)
+    desk.watch(once=True)
+    assert desk.alarms == []
