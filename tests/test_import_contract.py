@@ -61,6 +61,7 @@ DOORS = {
     ),
     "msrest": ("diskprep.importjob.asking",),
     "segno": ("diskprep.importjob.paper",),
+    "mfusepy": ("diskprep.vault.fuse",),
     "typer": ("diskprep.cli",),
     "click": ("diskprep.cli",),
     "tqdm": ("diskprep.cli",),

@@ -9,8 +9,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from diskprep.repository.crypto import OVERHEAD_BYTES
 from diskprep.repository.pack import BlobKind, BlobLocation, PackEntry
 
+_WANTED = np.dtype([("key", ">u8"), ("rest", "V24")])
 _RECORD = np.dtype(
     [("key", ">u8"), ("rest", "V24"), ("pack", "<u4"), ("offset", "<u4"), ("length", "<u4"), ("plain", "<u4")]
 )
@@ -78,3 +80,16 @@ class Locations:
 
     def __len__(self) -> int:
         return len(self._records)
+
+    def plaintext_lengths(self, ids: bytes) -> np.ndarray:
+        """The bytes in each of the blobs whose ids are joined in `ids`, as int64; -1 for one that is unknown."""
+        wanted = np.frombuffer(ids, dtype=_WANTED)
+        if not len(self._records):
+            return np.full(len(wanted), -1, dtype=np.int64)
+        places = np.searchsorted(self._records["key"], wanted["key"])
+        found = self._records[np.minimum(places, len(self._records) - 1)]
+        lengths = np.where(found["plain"] == _STORED, found["length"] - np.int64(OVERHEAD_BYTES), found["plain"])
+        for place in np.flatnonzero((found["key"] != wanted["key"]) | (found["rest"] != wanted["rest"])):
+            location = self.find(self._kind, ids[place * 32 : place * 32 + 32])
+            lengths[place] = -1 if location is None else location.plaintext_bytes
+        return lengths.astype(np.int64)
