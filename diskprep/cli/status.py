@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from diskprep import clock
 from diskprep.cli import inputs, output
 from diskprep.cli.jobmaking import next_command, tell_advice
+from diskprep.cli.stores import KeyFile, open_store
 from diskprep.disk.plan import load_plan
 from diskprep.disk.record import last_step
 from diskprep.errors import DrivesFailed, NotFound
@@ -15,17 +18,35 @@ from diskprep.importjob.advice import Advice, advise
 from diskprep.importjob.deadline import deadline_of
 from diskprep.importjob.saved import SavedJob, load_job
 from diskprep.repair import Repair, find_repairs
+from diskprep.repository.repository import Repository, open_repository
 from diskprep.seal import load_seal
 from diskprep.seed import Staging, load_seed, parse_staging
+from diskprep.vault.restorable import restorable
 
 
-def status(staging: inputs.StagingArgument, json: inputs.Json = False) -> None:
+def status(
+    staging: inputs.StagingArgument,
+    vault: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STORE", help="The vault, to be told which recovery points can be restored.", show_default=False
+        ),
+    ] = None,
+    account_key_file: KeyFile = None,
+    passphrase_file: inputs.PassphraseFile = None,
+    passphrase_fd: inputs.PassphraseFd = None,
+    passphrase_command: inputs.PassphraseCommand = None,
+    json: inputs.Json = False,
+) -> None:
     """One screen: what the staging holds, its disks, its job and its repairs, and the next command.
 
-    Ends as `job show` does, from what was seen last: with 43 when a job needs its tracking number within five days.
+    With --vault also which recovery points can be restored already. Ends as `job show` does, from what was seen last: with 43 when a job needs its tracking number within five days.
     """
     place = parse_staging(staging)
     document = _status(place)
+    if vault is not None:
+        secret = inputs.passphrase(passphrase_file, passphrase_fd, passphrase_command)
+        document["recovery_points"] = _points(open_repository(open_store(vault, account_key_file), secret))
     if json:
         output.print_json(document)
     else:
@@ -74,6 +95,8 @@ def _show(document: dict[str, Any]) -> None:
     print(f"import job: {output.escape(_job_line(document, name=True))}")
     for repair in document["repairs"]:
         print(output.escape(f"repair {repair['name']}: {_job_line(repair)}"))
+    for point in document.get("recovery_points", ()):
+        print(f"recovery point {point['id'][:8]} of {point['time']}: {_point_line(point)}")
 
 
 def _job_line(document: dict[str, Any], *, name: bool = False) -> str:
@@ -84,6 +107,32 @@ def _job_line(document: dict[str, Any], *, name: bool = False) -> str:
     if document["deadline"]:
         line += f"; {document['deadline']['left']} left to enter the tracking number"
     return line
+
+
+def _points(repository: Repository) -> list[dict[str, Any]]:
+    """The recovery points of a vault, and what each still lacks."""
+    lacks = restorable(repository)
+    return [
+        {
+            "id": point.id,
+            "time": point.time.isoformat(),
+            "restorable": lacks[point.id].is_whole,
+            "missing_packs": len(lacks[point.id].missing_packs),
+            "missing_bytes": lacks[point.id].missing_bytes,
+            "unknown_blobs": lacks[point.id].unknown_blobs,
+        }
+        for point in repository.snapshots()
+        if point.id in lacks
+    ]
+
+
+def _point_line(point: dict[str, Any]) -> str:
+    if point["restorable"]:
+        return "can be restored"
+    if point["unknown_blobs"]:
+        return "is damaged: `diskprep vault check` tells more"
+    packs = point["missing_packs"]
+    return f"waits for {packs} pack{'s' if packs > 1 else ''}, {output.size(point['missing_bytes'])}"
 
 
 def _status(place: Staging) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -88,6 +89,8 @@ def test_09_the_small_part_goes_online_and_the_vault_takes_incrementals_at_once(
     out, _err = diskprep("vault", "backup", desk.source, "--vault", desk.vault, *desk.secret)
     assert " unchanged, " in out
     assert len(diskprep_json("vault", "list", "--vault", desk.vault, *desk.secret)["recovery_points"]) == 2
+    told = diskprep("status", desk.staging, "--vault", desk.vault, *desk.secret)[0]
+    assert len(re.findall(r"recovery point [0-9a-f]{8} of .*: waits for \d+ packs?, ", told)) == 2
 
 
 def test_10_a_passphrase_that_leaked_is_changed_while_the_disks_travel_and_stays_changed(desk: Desk) -> None:
@@ -140,6 +143,8 @@ def test_16_ingestion_verifies_everything_and_certifies_it(desk: Desk) -> None:
     arguments = (desk.staging, "--container", desk.container, "--certificate", desk.certificate, *desk.opening)
     assert "all read back" in diskprep("vault", "ingest", *arguments)[0]
     assert json.loads(desk.certificate.read_text())["job_name"] == "my-first-job"
+    points = diskprep_json("status", desk.staging, *desk.opening)["recovery_points"]
+    assert [point["restorable"] for point in points] == [True] * 3
     diskprep("vault", "check", "--read-data", *desk.opening)
     environment = {"RESTIC_PASSWORD_FILE": str(desk.new_passphrase_file)}
     said = run(need("restic"), "--no-cache", "-r", desk.vault, "check", "--read-data", env=environment)
