@@ -40,7 +40,8 @@ def status(
 ) -> None:
     """One screen: what the staging holds, its disks, its job and its repairs, and the next command.
 
-    With --vault also which recovery points can be restored already. Ends as `job show` does, from what was seen last: with 43 when a job needs its tracking number within five days.
+    With --vault also which recovery points can be restored already. Ends as `job show` does, from what was seen last:
+    with 43 when a job needs its tracking number within five days.
     """
     place = parse_staging(staging)
     document = _status(place)
