@@ -124,6 +124,21 @@ class DataKey:
         context.ctr.reset_nonce(iv)
         return context.ctr.update(ciphertext)
 
+    def open_into(self, target: memoryview, sealed: memoryview) -> int:
+        """Like `open`, to the beginning of `target`, which must be 16 bytes longer than the plaintext; returns its
+        length. Raises DataDamaged."""
+        iv = bytes(sealed[:IV_BYTES])
+        if len(sealed) < OVERHEAD_BYTES or iv == _ZERO_IV:
+            raise DataDamaged("sealed data is too short, or its IV is zero")
+        context = self._context()
+        ciphertext = sealed[IV_BYTES:-TAG_BYTES]
+        try:
+            Poly1305.verify_tag(self.mac_r + context.ecb.update(iv), ciphertext, bytes(sealed[-TAG_BYTES:]))
+        except InvalidSignature:
+            raise DataDamaged("sealed data was changed, or belongs to another repository") from None
+        context.ctr.reset_nonce(iv)
+        return context.ctr.update_into(ciphertext, target)
+
     def _context(self) -> _Context:
         context: _Context | None = getattr(self._local, "context", None)
         if context is None or context.pid != os.getpid():  # a forked child must not draw the parent's IVs again

@@ -1,21 +1,27 @@
 """Reading many blobs: each pack's wanted ranges are read once, and opened in several threads.
 
-Memory: per thread one range (8 MiB, or one longer blob) and what its reader makes of it; at most twice as many ranges
-as threads are under way.
+Memory: per thread two buffers of 8 MiB that are used again, one longer blob, and what its reader makes of it; at most
+twice as many ranges as threads are under way.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
+from diskprep.durable import Buffer, storage_error
 from diskprep.errors import DataDamaged, DiskprepError, NotFound
-from diskprep.repository.pack import BlobKind, BlobLocation, object_name, open_blob
+from diskprep.repository import codec
+from diskprep.repository.crypto import SEAL_ROOM_BYTES, DataKey
+from diskprep.repository.pack import BlobKind, BlobLocation, PackEntry, object_name, open_blob, read_entry
 from diskprep.repository.repository import Repository
-from diskprep.store import Store
+from diskprep.store import Store, check_name
 from diskprep.store.directory import DirectoryStore
 
 RANGE_BYTES = 8 << 20
@@ -25,6 +31,7 @@ _REQUESTS = 6  # a network wants more requests under way than there are cores
 T = TypeVar("T")
 R = TypeVar("R")
 Range = list[BlobLocation]
+_local = threading.local()
 
 
 def in_threads(store: Store, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
@@ -66,23 +73,103 @@ def ranges(locations: Iterable[BlobLocation]) -> Iterator[Range]:
 
 def open_range(repository: Repository, group: Range) -> Iterator[tuple[BlobLocation, bytes | DiskprepError]]:
     """Read a group's bytes and open its blobs; a blob that is missing or damaged comes as its error."""
+    for blob, plaintext in _open(repository, group, borrow=False):
+        assert not isinstance(plaintext, (bytearray, memoryview))
+        yield blob, plaintext
+
+
+def borrow_range(repository: Repository, group: Range) -> Iterator[tuple[BlobLocation, Buffer | DiskprepError]]:
+    """The same; a plaintext may be a view that is valid until the next one is asked for."""
+    return _open(repository, group, borrow=True)
+
+
+def _open(
+    repository: Repository, group: Range, *, borrow: bool
+) -> Iterator[tuple[BlobLocation, Buffer | DiskprepError]]:
     start = group[0].offset
     length = group[-1].offset + group[-1].length - start
-    try:
-        data = memoryview(repository.store.read(object_name(group[0].pack), start, length))
-    except (DataDamaged, NotFound) as error:
-        if len(group) > 1:  # the pack may only be short: its blobs one by one
-            for blob in group:
-                yield from open_range(repository, [blob])
-        else:
-            yield group[0], error
-        return
-    for blob in group:
+    with _buffers(2) as (for_sealed, for_plain):
         try:
+            data = _read(repository.store, object_name(group[0].pack), start, length, for_sealed)
+        except (DataDamaged, NotFound) as error:
+            if len(group) > 1:  # the pack may only be short: its blobs one by one
+                for blob in group:
+                    yield from _open(repository, [blob], borrow=borrow)
+            else:
+                yield group[0], error
+            return
+        for blob in group:
             offset = blob.offset - start
-            yield blob, open_blob(data[offset : offset + blob.length], blob, repository.key)
-        except DataDamaged as error:
-            yield blob, error
+            sealed = data[offset : offset + blob.length]
+            try:
+                plaintext = _open_blob(sealed, blob, repository.key, for_plain)
+                yield blob, plaintext if borrow or isinstance(plaintext, bytes) else bytes(plaintext)
+            except DataDamaged as error:
+                yield blob, error
+
+
+def _read(store: Store, name: str, offset: int, length: int, buffer: bytearray) -> memoryview:
+    """A range of an object; of a directory's, where it fits, in `buffer`. Raises as `Store.read` does."""
+    if not isinstance(store, DirectoryStore) or length > len(buffer):
+        return memoryview(store.read(name, offset, length))
+    view = memoryview(buffer)[:length]
+    try:
+        descriptor = os.open(store.root / check_name(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            done = 0
+            while done < length:
+                count = os.preadv(descriptor, [view[done:]], offset + done)
+                if not count:
+                    raise DataDamaged(f"{name} in {store.location} is shorter than it should be")
+                done += count
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise storage_error(error, f"read {name} in {store.location}") from error
+    return view
+
+
+def verify_whole(repository: Repository, entry: PackEntry) -> None:
+    """Read a pack and check all of it: its hash is its name, its header is what the index says, and every blob opens
+    and hashes to its id. Raises DataDamaged, NotFound."""
+    with _buffers(2) as (for_sealed, for_plain):
+        if entry.size_bytes > len(for_sealed):
+            for_sealed.extend(bytes(entry.size_bytes - len(for_sealed)))
+        data = _read(repository.store, object_name(entry.pack), 0, entry.size_bytes, for_sealed)
+        if hashlib.sha256(data).hexdigest() != entry.pack:
+            raise DataDamaged(f"pack {entry.pack}: the file's hash is not its name")
+        if read_entry(entry.pack, data, repository.key) != entry:
+            raise DataDamaged(f"pack {entry.pack}: its header differs from the index")
+        for blob in entry.blobs:
+            _open_blob(data[blob.offset : blob.offset + blob.length], blob, repository.key, for_plain)
+
+
+def _open_blob(sealed: memoryview, blob: BlobLocation, key: DataKey, buffer: bytearray) -> bytes | memoryview:
+    """What `open_blob` does, through `buffer`; the plaintext is a view of it when it is not compressed."""
+    if blob.length + SEAL_ROOM_BYTES > len(buffer) or blob.plaintext_bytes > len(buffer):
+        return open_blob(sealed, blob, key)
+    try:
+        plaintext: bytes | memoryview = memoryview(buffer)[: key.open_into(memoryview(buffer), sealed)]
+        if blob.uncompressed_length is not None:
+            plaintext = codec.decompress(plaintext, blob.uncompressed_length)
+            if len(plaintext) != blob.uncompressed_length:
+                raise DataDamaged("its length differs from the announced one")
+    except DataDamaged as error:
+        raise DataDamaged(f"pack {blob.pack}: blob {blob.id.hex()}: {error.message}") from None
+    if hashlib.sha256(plaintext).digest() != blob.id:
+        raise DataDamaged(f"pack {blob.pack}: blob {blob.id.hex()}: its content has another hash")
+    return plaintext
+
+
+@contextmanager
+def _buffers(count: int) -> Iterator[list[bytearray]]:
+    """Buffers of this thread, which are used again: new memory for each range costs more than filling it."""
+    free: list[bytearray] = _local.__dict__.setdefault("free", [])
+    taken = [free.pop() if free else bytearray(RANGE_BYTES + SEAL_ROOM_BYTES) for _ in range(count)]
+    try:
+        yield taken
+    finally:
+        free += taken
 
 
 def locate(repository: Repository, kind: BlobKind, ids: Iterable[bytes]) -> tuple[list[BlobLocation], list[bytes]]:

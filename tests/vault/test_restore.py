@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support import need_root, run
 from trip import PASSPHRASE, Trip, below, flip_middle
 
 from diskprep import clock
@@ -19,11 +21,14 @@ from diskprep.repository.pack import BlobKind, PackEntry
 from diskprep.repository.packwriter import PackWriter
 from diskprep.repository.repository import Repository, create
 from diskprep.repository.snapshot import Snapshot
-from diskprep.repository.tree import Node, NodeType, encode_tree, go_mode
+from diskprep.repository.tree import Node, NodeType, encode_node, encode_tree, go_mode
 from diskprep.secrets import Secret
 from diskprep.store.directory import DirectoryStore
+from diskprep.vault import listing
+from diskprep.vault.filling import Filler
+from diskprep.vault.metadata import write_sparse
 from diskprep.vault.restore import restore
-from diskprep.vault.target import write_sparse
+from diskprep.vault.target import Target
 
 
 @pytest.fixture
@@ -184,8 +189,8 @@ def test_names_that_lead_out_are_refused_again_where_they_are_used(
     forge: Forge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second lock: even a parser that let such names through would not be followed."""
-    evil = (node(b"../escaped"), node(b"innocent"))
-    monkeypatch.setattr("diskprep.vault.restore.parse_tree", lambda _plaintext: evil)
+    evil = [(name, json.loads(encode_node(node(b"innocent")))) for name in (b"../escaped", b"innocent")]
+    monkeypatch.setattr("diskprep.vault.filling.documents", lambda _plaintext: iter(evil))
     with pytest.raises(DataDamaged):
         restore(forge.repository, forge.snapshot(forge.tree()), tmp_path / "target", emit=silent)
     assert sorted(entries(tmp_path)) == ["forged", "target"]
@@ -201,32 +206,38 @@ def test_a_link_never_redirects_what_follows(
     snapshot = forge.snapshot(forge.tree(link, door))
     with pytest.raises(DataDamaged, match="twice"):
         restore(forge.repository, snapshot, tmp_path / "one", emit=silent)
-    real = __import__("diskprep.vault.restore", fromlist=["parse_tree"]).parse_tree
-    twice = iter([(link, door)])
-    monkeypatch.setattr("diskprep.vault.restore.parse_tree", lambda plaintext: next(twice, None) or real(plaintext))
+    real = listing.documents
+    listed = [(entry.name, json.loads(encode_node(entry))) for entry in (link, door)]
+    root = b'"door"'
+    monkeypatch.setattr(
+        "diskprep.vault.filling.documents", lambda text: iter(listed) if text.count(root) == 2 else real(text)
+    )
     with pytest.raises(Exception, match=r"restore into|twice"):
         restore(forge.repository, snapshot, tmp_path / "two", emit=silent)
     assert (outside / "precious").read_text() == "precious"
 
 
+@pytest.mark.parametrize("before", ["_flush", "_make"])
 def test_a_directory_swapped_for_a_link_while_restoring_is_not_followed(
-    forge: Forge, tmp_path: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
+    forge: Forge, tmp_path: Path, outside: Path, monkeypatch: pytest.MonkeyPatch, before: str
 ) -> None:
     inner = forge.tree(node(b"precious", content=(forge.blob(BlobKind.DATA, b"evil"),)))
     snapshot = forge.snapshot(forge.tree(node(b"door", NodeType.DIR, subtree=inner)))
     target = tmp_path / "target"
-    run = __import__("diskprep.vault.restore", fromlist=["_Restore"])._Restore
-    real = run.write_contents
+    real = getattr(Filler, before)
 
-    def swap(self: object) -> None:
-        (target / "door").rmdir()
-        (target / "door").symlink_to(outside)
-        real(self)
+    def swap(self: Filler, *rest: object) -> None:
+        if (target / "door").is_dir() and not (target / "door").is_symlink():
+            (target / "door").rename(target / "elsewhere")
+            (target / "door").symlink_to(outside)
+        real(self, *rest)
 
-    monkeypatch.setattr(run, "write_contents", swap)
+    monkeypatch.setattr(Filler, before, swap)
+    mode, inside = outside.stat().st_mode, fingerprint(outside)
     with pytest.raises(Exception, match="restore into"):
         restore(forge.repository, snapshot, target, emit=silent)
-    assert (outside / "precious").read_text() == "precious"
+    assert differences(inside, fingerprint(outside)) == []
+    assert outside.stat().st_mode == mode
 
 
 def test_links_may_point_anywhere_but_are_only_made(forge: Forge, tmp_path: Path, outside: Path) -> None:
@@ -262,11 +273,26 @@ def test_a_very_deep_tree_is_restored(forge: Forge, tmp_path: Path) -> None:
     assert (tmp_path / "target").joinpath(*["d"] * 300, "bottom").read_bytes() == b"deep"
 
 
-def test_a_full_disk_is_told_as_such(forge: Forge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_a_full_disk_is_told_as_such(forge: Forge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     def full(*_: object) -> bool:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("diskprep.vault.restore.write_sparse", full)
-    file = node(b"file", content=(forge.blob(BlobKind.DATA, b"data"),))
+    monkeypatch.setattr("diskprep.vault.filling.write_sparse", full)
+    monkeypatch.setattr(Target, "make_small", full)
+    file = node(b"file", content=(forge.blob(BlobKind.DATA, b"data" * size),))
     with pytest.raises(StorageFull):
         restore(forge.repository, forge.snapshot(forge.tree(file)), tmp_path / "target", emit=silent)
+
+
+@pytest.mark.root
+def test_a_target_that_fills_up_ends_the_restore(vaulted: Trip, tmp_path: Path) -> None:
+    need_root()
+    target = tmp_path / "small"
+    target.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", target)
+    try:
+        with pytest.raises(StorageFull):
+            restore(vaulted.open(), "latest", target, emit=silent)
+    finally:
+        run("umount", target)
