@@ -8,18 +8,17 @@ import signal
 import socket
 import subprocess
 import time
-import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from blobserver import Azurite
 from hypothesis import settings
 from support import TurnedClock, windows_volumes_archive
 from trip import Seeded, Trip, new_trip, seeded
 
 from diskprep.secrets import Secret
-from diskprep.store.azure import AzureAccount, AzureStore
+from diskprep.store.azure import AzureAccount
 from diskprep.store.directory import DirectoryStore
 
 # A machine may be busy: how long one example takes says nothing. In CI the same examples are tried every time.
@@ -69,29 +68,6 @@ _API_VERSION = "2025-11-05"
 #: The emulator's account and key are the same everywhere and public.
 _ACCOUNT = "devstoreaccount1"
 _KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Azurite:
-    """A running blob server on loopback and what opens it."""
-
-    account: AzureAccount
-    account_name: str
-    key: Secret[str]
-    port: int
-    url: str
-
-    def fresh_container(self, prefix: str = "") -> AzureStore:
-        return self.account.container(f"test-{uuid.uuid4().hex[:12]}", prefix)
-
-    def rclone_environment(self) -> dict[str, str]:
-        """Environment that makes `az:CONTAINER` a remote of rclone."""
-        return {
-            "RCLONE_CONFIG": "/dev/null",
-            "RCLONE_CONFIG_AZ_TYPE": "azureblob",
-            "RCLONE_CONFIG_AZ_USE_EMULATOR": "true",
-            "RCLONE_CONFIG_AZ_ENDPOINT": self.url,
-        }
 
 
 @pytest.fixture(scope="session")

@@ -282,7 +282,7 @@ def test_where_nobody_is_signed_in_the_error_says_what_to_do(
         (f"echo '{_CANARY}' \u202e", "not a token", "az login"),
         ("true", "not a token", "az login"),
         ("exit 127", "not there", "install the Azure CLI"),
-        (az_token("has a blank"), "not a token", "az login"),
+        pytest.param(az_token("has a blank"), "not a token", "az login", id="a token with a blank"),
     ],
 )
 def test_what_az_says_is_told_without_the_token(

@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from conftest import Azurite
+from blobserver import Azurite
 from support import need, run
 from trip import flip_middle, overwrite
 from vaults import (
