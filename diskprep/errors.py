@@ -129,7 +129,7 @@ class DeadlineNear(DiskprepError):
 
 
 class DrivesFailed(DiskprepError):
-    """The import job ended, and not everything that was shipped is in the container."""
+    """A drive did not arrive, or the import job ended and not everything that was shipped is in the container."""
 
     exit_code = 44
 

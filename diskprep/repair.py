@@ -58,19 +58,31 @@ class Repair:
 
 
 def make_repair(
-    staging: Staging, packs: Collection[str], *, job_name: str = "", drives: Mapping[str, str] | None = None
+    staging: Staging,
+    packs: Collection[str],
+    *,
+    job_name: str = "",
+    drives: Mapping[str, str] | None = None,
+    taken: Collection[str] = (),
 ) -> Repair:
     """A repair that sends these data packs (object names) of a staging, or of a repair, again.
 
     Packs that an earlier repair of the same job sends are left to that one; when it sends them all, it is the answer.
     So the same call again is the same repair. Without `job_name`: the first job's name with `-r1`, `-r2`...
-    Raises UsageError for no packs, packs the seal does not have, or a bad name; JobConflict for a name that is taken;
-    Locked, NotFound, DataDamaged, StorageFull, StorageUnavailable.
+    `taken`: names that other import jobs have.
+    Raises UsageError for no packs, packs the seal does not have, or a bad name; JobConflict for a name that is taken,
+    or another than that of the repair that sends these packs already; Locked, NotFound, DataDamaged, StorageFull,
+    StorageUnavailable.
     """
     seed, seal = load_seed(staging), load_seal(staging.seal_file)
     wanted = frozenset(packs)
     if not wanted:
         raise UsageError("there is nothing to send again")
+    if job_name and not JOB_NAME.fullmatch(job_name):
+        raise UsageError(
+            f"{job_name!a} cannot be the name of a job",
+            hint="3 to 24 lower-case letters, digits and hyphens, a letter first",
+        )
     if strange := wanted - {pack.name for pack in seal.data_packs}:
         raise UsageError(f"{len(strange)} packs are not of this staging, the first is {min(strange)}")
     durable.make_directory(staging.repairs)
@@ -84,12 +96,20 @@ def make_repair(
         if named is not None:
             return _same(named, seed.job_name, wanted, left)
         if not left:
-            return next(repair for repair in reversed(earlier) if sent[repair.job_name])
+            there = next(repair for repair in reversed(earlier) if sent[repair.job_name])
+            if job_name:
+                raise JobConflict(
+                    f"the repair {there.job_name} sends that already, so there is none to be named {job_name}",
+                    hint=f"leave the name out, or give {there.job_name}",
+                )
+            return there
         number = max((repair.number for repair in found), default=0) + 1
         first = load_seed(staging.first).job_name
-        name = job_name or _free_name(first, number, staging.repairs)
+        name = job_name or _free_name(first, number, staging.repairs, taken)
         if name == first:
             raise JobConflict(f"{name} is the name of the first job", hint="give the repair's job another name")
+        if name in taken:
+            raise JobConflict(f"there is an import job {name} already", hint="give the repair's job another name")
         made = Repair(
             staging=Staging(staging.repairs / name, staging.first.root),
             job_name=name,
@@ -121,10 +141,10 @@ def placements(staging: Staging) -> dict[str, str]:
     A repair's disk takes the place of the one before; a repair without a plan changes nothing. It tells where to look
     for a pack, and proves nothing. Raises NotFound when the first staging has no plan, DataDamaged, FormatTooNew.
     """
-    found = _placement(staging.first)
+    found = placement(staging.first)
     for repair in find_repairs(staging):
         with contextlib.suppress(NotFound):
-            found |= _placement(repair.staging)
+            found |= placement(repair.staging)
     return found
 
 
@@ -157,11 +177,11 @@ def _same(found: Repair, job_name: str, wanted: Collection[str], left: Collectio
     )
 
 
-def _free_name(first: str, number: int, folder: Path) -> str:
+def _free_name(first: str, number: int, folder: Path, taken: Collection[str] = ()) -> str:
     while True:
         suffix = f"-r{number}"
         name = first[: _JOB_NAME_MAX - len(suffix)].rstrip("-") + suffix
-        if name != first and not durable.exists(folder / name):
+        if name != first and name not in taken and not durable.exists(folder / name):
             return name
         number += 1
 
@@ -231,8 +251,8 @@ def _load(staging: Staging) -> Repair:
     return found
 
 
-def _placement(staging: Staging) -> dict[str, str]:
-    """What a staging's plan.json says: the disk of each pack."""
+def placement(staging: Staging) -> dict[str, str]:
+    """What one staging's plan.json says: object name of each data pack -> serial. Raises as `placements`."""
     path = staging.plan_file
     document = durable.read_json(path)
     try:

@@ -292,3 +292,17 @@ def test_each_pack_is_looked_for_on_the_disk_that_brings_it_last(staging: Stagin
         found = placements(asked)
         assert [found[pack] for pack in packs[:3]] == ["DISK-D", "DISK-C", "DISK-C"]
         assert all(found[pack] == before[pack] for pack in packs[3:])
+
+
+def test_a_repair_takes_no_name_that_another_job_has_and_does_not_ignore_one(staging: Staging) -> None:
+    packs = names(staging)[:2]
+    with pytest.raises(JobConflict, match="an import job night-run"):
+        make_repair(staging, packs, job_name="night-run", taken={"night-run"})
+    assert not find_repairs(staging)
+    made = make_repair(staging, packs, taken={"first-backup-r1"})
+    assert made.job_name == "first-backup-r2"
+    assert make_repair(staging, packs, job_name=made.job_name, taken={made.job_name}) == made
+    with pytest.raises(JobConflict, match="first-backup-r2 sends that already"):
+        make_repair(staging, packs, job_name="another-name")
+    with pytest.raises(UsageError, match="cannot be the name"):
+        make_repair(staging, packs, job_name="Not-A-Name")

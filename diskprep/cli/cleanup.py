@@ -72,7 +72,9 @@ def plan(
         print(output.escape(line))
     named = f" --container {container}" if container else ""
     more = "".join(f" --accounted-for {serial}" for serial in accounted_for or ())
-    output.next_step(f"diskprep cleanup run {staging}{named} --vault {vault} --certificate {certificate}{more}")
+    output.next_step(
+        f"diskprep cleanup run {output.word(staging)}{named} --vault {output.word(vault)} --certificate {output.word(certificate)}{more}"
+    )
 
 
 @app.command("run")

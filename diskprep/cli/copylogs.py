@@ -104,14 +104,20 @@ def _listed(store: Store) -> list[str]:
 def _named(names: Sequence[str], job: Job, drive: JobDrive, *, full: bool) -> list[str]:
     """Which of these are a drive's, by their names; the one to read first is the first."""
     mark = f"_{drive.drive_id}_".lower()
-    own = [name for name in names if mark in name.lower()]
-    own = [name for name in own if _order_of(name).startswith(f"{job.name.lower()}_")] or own
+    named = [name for name in names if mark in name.lower()]
+    own = [name for name in named if _file_of(name).startswith(f"{job.name.lower()}_")] or _only_order(named, mark)
     errors = [name for name in own if name.endswith("_error.xml") or "_CopyLog_" in name]
     verbose = [name for name in own if name.endswith("_verbose.xml")]
     return [kind[-1] for kind in ((verbose, errors) if full else (errors, verbose)) if kind]
 
 
-def _order_of(name: str) -> str:
+def _only_order(names: Sequence[str], mark: str) -> list[str]:
+    """Logs of the Data Box era, whose order need not have the job's name; none where they are of several orders."""
+    logs = [name for name in names if "_CopyLog_" in name or "_VerboseLog_" in name]
+    return logs if len({_file_of(name).partition(mark)[0] for name in logs}) == 1 else []
+
+
+def _file_of(name: str) -> str:
     return name.rpartition("/")[2].lower()
 
 
@@ -122,7 +128,7 @@ def _chunks(store: Store, name: str, emit: Emit) -> Iterator[bytes]:
     for offset in range(0, stored.size_bytes, _CHUNK_BYTES):
         yield store.read(name, offset, min(_CHUNK_BYTES, stored.size_bytes - offset))
         done = min(offset + _CHUNK_BYTES, stored.size_bytes)
-        emit(Progress(stage=_STAGE, item=_order_of(name), done_bytes=done, total_bytes=stored.size_bytes))
+        emit(Progress(stage=_STAGE, item=_file_of(name), done_bytes=done, total_bytes=stored.size_bytes))
 
 
 def _file_chunks(path: Path, emit: Emit) -> Iterator[bytes]:

@@ -45,6 +45,7 @@ KeyFile = Annotated[
     typer.Option("--account-key-file", help="A file with the key of that storage account.", show_default=False),
 ]
 
+_TOKEN, _STATE, _KEY = "token", "datacenter.sqlite", "account.key"
 _STEP = re.compile(r"(\d{1,5})([dhms])")
 _UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
 _STRIKES_LIMIT = 1_000_000
@@ -64,7 +65,7 @@ def serve(
     with _open(folder, _account(folder, blob_endpoint, account_key_file), port, mode) as datacenter:
         datacenter.start()
         print(f"endpoint: {datacenter.base_url}")
-        print(f"token file: {folder / 'token'}", flush=True)
+        print(f"token file: {folder / _TOKEN}", flush=True)
         signal.sigwait({signal.SIGINT, signal.SIGTERM})
 
 
@@ -94,9 +95,13 @@ def receive(
 ) -> None:
     """Open a package, copy its disks into the container, and send them back. Broken off, the same command goes on."""
     drives, faults = _drives(disks or []), _drive_faults(fault or [])
+    _require_made(folder)
     account = _account(folder, blob_endpoint, account_key_file)
     with output.screen(quiet=quiet) as screen, _open(folder, account) as datacenter:
-        summary = datacenter.receive(job, drives, screen.emit, faults=faults) if drives or faults else None
+        summary = None
+        if drives or faults:
+            datacenter.check_package(job, drives, faults)
+            summary = datacenter.receive(job, drives, screen.emit, faults=faults)
         if summary is None:
             summary = datacenter.look(job)
             if summary.state in ("Creating", "Shipping"):
@@ -119,6 +124,7 @@ def show_clock(
 ) -> None:
     """Show the stand-in's own clock, or move it forward. The computer's clock is not touched."""
     step = _step(advance)
+    _require_made(folder)
     with _open(folder, _account(folder)) as datacenter:
         now = datacenter.advance(step)
     if json:
@@ -140,6 +146,7 @@ def fault(
     json: inputs.Json = False,
 ) -> None:
     """Let something go wrong with the next management calls, or show what was ordered."""
+    _require_made(folder)
     with _open(folder, _account(folder)) as datacenter:
         if clear:
             datacenter.clear_faults()
@@ -165,6 +172,7 @@ def sas(
 ) -> None:
     """Write a container's signature, which goes into the disks' manifests, to DIR/CONTAINER.sas."""
     account = _account(folder, blob_endpoint, account_key_file)
+    _token(folder)
     account.container(container)
     path = folder / f"{container}.sas"
     durable.write_file(path, account.container_sas(container, clock.now() + timedelta(days=days)).reveal().encode())
@@ -173,14 +181,28 @@ def sas(
 
 @contextmanager
 def _open(folder: Path, account: Account, port: int = 0, mode: Mode = Mode.STRICT) -> Iterator[Datacenter]:
-    path = folder / "token"
-    if not path.exists():
-        durable.write_file(path, secrets.token_hex(16).encode() + b"\n")
-    datacenter = Datacenter(folder / "datacenter.sqlite", account, token=read_secret(path), port=port, mode=mode)
+    path = folder / _STATE
+    datacenter = Datacenter(path, account, token=_token(folder), port=port, mode=mode)
     try:
         yield datacenter
     finally:
         datacenter.stop()
+
+
+def _require_made(folder: Path) -> None:
+    """Raise NotFound where no stand-in was made: a mistyped folder is not made one."""
+    if not any(durable.exists(folder / name) for name in (_TOKEN, _STATE, _KEY)):
+        raise NotFound(
+            f"there is no stand-in in {folder}", hint=f"`diskprep datacenter serve {output.word(folder)}` makes one"
+        )
+
+
+def _token(folder: Path) -> Secret[str]:
+    """What clients show. The folder is a stand-in's from then on."""
+    path = folder / _TOKEN
+    if not durable.exists(path):
+        durable.write_file(path, secrets.token_hex(16).encode() + b"\n")
+    return read_secret(path)
 
 
 def _account(folder: Path, blob_endpoint: str = "", key_file: Path | None = None) -> Account:
@@ -189,7 +211,7 @@ def _account(folder: Path, blob_endpoint: str = "", key_file: Path | None = None
         if not blob_endpoint.startswith(("https://", "http://")) or key_file is None:
             raise UsageError("a storage account is given by --blob-endpoint URL and --account-key-file FILE together")
         return AzureAccount(blob_endpoint, read_secret(key_file))
-    key = folder / "account.key"
+    key = folder / _KEY
     if not key.exists():
         durable.write_file(key, secrets.token_hex(32).encode() + b"\n")
     return DirectoryAccount("practice", folder / "containers", Secret(bytes.fromhex(read_secret(key).reveal())))

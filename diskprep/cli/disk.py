@@ -48,7 +48,7 @@ def plan(
         if jobs > 1:
             print(f"an import job takes {plans.MAX_DRIVES} drives: this would be {jobs} jobs; larger disks make fewer")
     plans.require_complete(made)
-    output.next_step(f"diskprep disk prepare {staging} DISK...")
+    output.next_step(f"diskprep disk prepare {output.word(staging)} DISK... --container-sas-file FILE")
 
 
 def _plan_for(seal: Seal, size_bytes: int, count: int | None) -> plans.Plan:

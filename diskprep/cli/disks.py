@@ -35,7 +35,7 @@ class _Seen:
     @property
     def name(self) -> str:
         """What a command takes for it: a loop device needs a serial with it."""
-        return self.facts.serial or f"{self.facts.node},serial=NUMBER"
+        return output.word(self.facts.serial or f"{self.facts.node},serial=NUMBER")
 
     @property
     def document(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def list_disks(json: inputs.Json = False) -> None:
             f"\n{len(free)} of {len(seen)} disks may be erased; "
             f"{ship} of these the service takes, {MAX_DRIVES} in a job"
         )
-    output.next_step(f"diskprep disk prepare STAGING {free[0].name if free else 'DISK...'}")
+    output.next_step(f"diskprep disk prepare STAGING {free[0].name if free else 'DISK...'} --container-sas-file FILE")
 
 
 def show_disk(disk: Disk, json: inputs.Json = False) -> None:
@@ -104,7 +104,7 @@ def show_disk(disk: Disk, json: inputs.Json = False) -> None:
             words = (part.table, part.kind, repr(part.label) if part.label else "", part.note)
             text = " ".join(word for word in words if word) or "nothing known"
             _print_lines([("", f"{part.name}, {output.size(part.size_bytes)}: {text}")])
-    ready = f"prepare STAGING {seen.name}" if not seen.refusals else "list"
+    ready = f"prepare STAGING {seen.name} --container-sas-file FILE" if not seen.refusals else "list"
     output.next_step(f"diskprep disk {ready}")
 
 

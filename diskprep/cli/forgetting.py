@@ -155,7 +155,7 @@ def forget(
     elif dry_run:
         print("nothing was changed: this was a dry run")
     elif plan.removed and not prune:
-        output.next_step(f"diskprep vault prune --vault {vault}")
+        output.next_step(f"diskprep vault prune --vault {output.word(vault)}")
 
 
 def prune(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Sequence
@@ -11,9 +12,11 @@ from typing import Annotated, Any
 
 import typer
 
+from diskprep import durable
 from diskprep.cli import backing, inputs, output, selecting, viewing
+from diskprep.cli.places import ingested_file
 from diskprep.cli.stores import KeyFile, Vault, open_store
-from diskprep.errors import IngestIncomplete, UsageError
+from diskprep.errors import DiskprepError, IngestIncomplete, UsageError
 from diskprep.events import Emit, Note
 from diskprep.repair import placements
 from diskprep.repository.repository import Repository, open_repository
@@ -101,7 +104,7 @@ def publish(
         output.print_json({"vault": store.location, "sent_bytes": sent, "settings": document(settings)})
     else:
         print(f"in the vault: {output.size(sent)}; the packs follow on the disks")
-    output.next_step(f"diskprep vault backup SOURCE --vault {vault}")
+    output.next_step(f"diskprep vault backup SOURCE --vault {output.word(vault)}")
 
 
 def ingest(
@@ -181,10 +184,13 @@ def ingest(
                 originals=DirectoryStore(place.repository) if trust_md5 else None,
                 tell_fault=faults.append,
             )
-        except IngestIncomplete:
+        except IngestIncomplete as error:
             if json:
                 output.print_json({"certificate": None, "faults": [asdict(fault) for fault in faults]})
-            raise
+            if not faults:
+                raise
+            raise IngestIncomplete(error.message, hint=_send_again(place, container)) from error
+    _keep_copy(certificate, place)
     online.refresh_holds(repository)  # this job's is released: it has its certificate
     if not json:
         _tell(proven, certificate)
@@ -205,8 +211,11 @@ def ingest(
         output.print_json({"certificate": found, "faults": [], "backup": backup})
     elif taken is not None:
         backing.tell(taken)
-    emptied = f" --container {container}" if container is not None else ""
-    output.next_step(f"diskprep cleanup plan {staging}{emptied} --vault {vault} --certificate {certificate}")
+    emptied = f" --container {output.word(container)}" if container is not None else ""
+    output.next_step(
+        f"diskprep cleanup plan {output.word(staging)}{emptied} --vault {output.word(vault)} "
+        f"--certificate {output.word(certificate)}"
+    )
     if taken is not None:
         backing.refuse_incomplete(taken)
 
@@ -331,6 +340,19 @@ def _why_not_here(seed: Seed) -> str:
         return f"the seed is of {seed.hostname}, and this is {hostname}"
     gone = [path for path in seed.sources if not os.path.lexists(path)]
     return f"{gone[0]} is not there" if gone else ""
+
+
+def _send_again(staging: Staging, container: str | None) -> str:
+    """What to do about packs that did not arrive. The job's report says why; a repair is a job of their own."""
+    named = f"{output.word(staging.root)} --container {output.word(container) if container else 'STORE'}"
+    return f"see why: diskprep job report {named}; send them again: diskprep job repair {named}; then ingest again"
+
+
+def _keep_copy(certificate: Path, staging: Staging) -> None:
+    """A copy in the staging, where `status` looks. The certificate counts without it."""
+    with contextlib.suppress(DiskprepError, OSError):
+        if certificate.absolute() != ingested_file(staging):
+            durable.write_file(ingested_file(staging), certificate.read_bytes())
 
 
 def _tell(proven: Certificate, path: Path) -> None:

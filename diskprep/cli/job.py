@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import asdict
 from datetime import date
 from typing import Annotated
 
@@ -9,11 +11,11 @@ import typer
 
 from diskprep.cli import inputs, output, places, returning
 from diskprep.cli.connecting import AuthOption, Endpoint, Tenant, TokenFile, open_service
-from diskprep.cli.jobmaking import end, follow, job_document, make_job, ship_command, tell, tell_made
+from diskprep.cli.jobmaking import address_line, end, follow, job_document, make_job, ship_command, tell, tell_made
 from diskprep.cli.outcome import repair, report
 from diskprep.cli.slip import slip
 from diskprep.cli.watching import watch
-from diskprep.errors import UsageError
+from diskprep.errors import DiskprepError, UsageError
 from diskprep.importjob import job as jobs
 from diskprep.importjob.model import JobState
 from diskprep.importjob.saved import load_job
@@ -64,6 +66,7 @@ def create(
         phone=phone,
         email=email,
     )
+    back = returning.return_shipping(return_carrier, return_account)
     made = make_job(
         place,
         seed,
@@ -71,8 +74,10 @@ def create(
         lambda: inputs.passphrase(passphrase_file, passphrase_fd, passphrase_command),
         places.ledger(state_folder),
         return_address=address,
-        return_shipping=returning.return_shipping(return_carrier, return_account),
+        return_shipping=back,
     )
+    if made.destination is not None:
+        returning.warn_of_carrier(back, made.destination.carriers)
     tell_made(place, seed, made, as_json=json)
 
 
@@ -88,7 +93,8 @@ def show(
 ) -> None:
     """The job of a staging as the service has it now, how long there is time, and what to do next.
 
-    Ends with 43 when the job needs its tracking number within five days, with 44 when a drive was not copied whole.
+    Ends with 43 when the job needs its tracking number within five days, with 44 when a drive did not arrive or was not
+    copied whole.
     """
     place = parse_staging(staging)
     seed = load_seed(place)
@@ -112,6 +118,9 @@ def list_jobs(
     found = open_service(seed, endpoint=endpoint, token_file=token_file, auth=auth, tenant=tenant).list()
     if json:
         output.print_json({"jobs": [job_document(job) for job in found]})
+        return
+    if not found:
+        print("there are no import jobs")
         return
     rows = [
         (
@@ -171,21 +180,26 @@ def ship(
         email=email,
         wanted=known.return_address is None,
     )
+    back = returning.return_shipping(return_carrier, return_account)
+    service = open_service(seed, endpoint=endpoint, token_file=token_file, auth=auth, tenant=tenant)
     jobs.enter_shipping(
-        open_service(seed, endpoint=endpoint, token_file=token_file, auth=auth, tenant=tenant),
+        service,
         place,
         carrier=carrier,
         tracking_number=tracking_number,
         drive_count=len(serials or known.drives),
         ship_date=_date(ship_date),
         return_address=address,
-        return_shipping=returning.return_shipping(return_carrier, return_account),
+        return_shipping=back,
         serials=serials,
         ledger=places.ledger(state_folder),
     )
+    if back is not None:
+        with contextlib.suppress(DiskprepError):  # the package is entered, whatever is to be known of carriers
+            returning.warn_of_carrier(back, shipping_address(service, seed.location).carriers)
     saved = load_job(place)
     tell(saved, as_json=json)
-    output.next_step(f"diskprep job watch {place.root}")
+    output.next_step(f"diskprep job watch {output.word(place.root)}")
 
 
 @app.command("keep-alive")
@@ -253,7 +267,7 @@ def delete(
         output.print_json({"deleted": job_document(job)})
     else:
         print(f"import job deleted: {output.escape(job.name)}")
-    output.next_step(f"diskprep job create {place.root}")
+    output.next_step(f"diskprep job create {output.word(place.root)}")
 
 
 @app.command("checklist")
@@ -271,8 +285,16 @@ def show_checklist(
     destination = shipping_address(service, seed.location)
     steps = checklist(seed.location, destination)
     if json:
-        output.print_json({"region": destination.region, "carriers": destination.carriers, "checklist": steps})
+        output.print_json(
+            {
+                "region": destination.region,
+                "ship_to": asdict(destination.address),
+                "carriers": destination.carriers,
+                "checklist": steps,
+            }
+        )
         return
+    print(f"ship to: {output.escape(address_line(destination))}")
     print("\n".join(f"[ ] {output.escape(step)}" for step in steps))
 
 

@@ -18,6 +18,7 @@ from diskprep.importjob import job as jobs
 from diskprep.importjob.advice import Advice, advise
 from diskprep.importjob.deadline import deadline_of, skew_words
 from diskprep.importjob.ledger import Ledger
+from diskprep.importjob.lookup import existing
 from diskprep.importjob.model import Drive, Job, JobState, ReturnAddress, ReturnShipping
 from diskprep.importjob.saved import SavedJob, load_job
 from diskprep.importjob.service import ImportService
@@ -29,11 +30,15 @@ from diskprep.seed import Seed, Staging
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """A job that exists now, the disks in it, and where they go; no destination: the service names none to use."""
+    """A job that exists now, the disks in it, and where they go; no destination: the service names none to use.
+
+    `was_there`: it was created before.
+    """
 
     saved: SavedJob
     serials: tuple[str, ...]
     destination: Destination | None
+    was_there: bool = False
     trouble: DiskprepError | None = None
 
 
@@ -70,6 +75,7 @@ def make_job(
                 opened=disk.was_opened_by(password),
             )
         )
+    was_there = existing(service, seed.job_name) is not None
     jobs.create_job(
         service, place, seed, drives, return_address=return_address, return_shipping=return_shipping, ledger=ledger
     )
@@ -82,6 +88,7 @@ def make_job(
         saved=load_job(place),
         serials=tuple(drive.drive_id for drive in drives),
         destination=destination,
+        was_there=was_there,
         trouble=trouble,
     )
 
@@ -107,18 +114,19 @@ def tell_made(place: Staging, seed: Seed, made: Made, *, as_json: bool) -> None:
         )
     else:
         print(f"disks prepared: {', '.join(made.serials)}")
-        print(f"import job created: {output.escape(made.saved.job.name)}")
+        told = "is there already" if made.was_there else "created"
+        print(f"import job {told}: {output.escape(made.saved.job.name)}")
         if made.destination is not None:
             print(f"ship to: {output.escape(address_line(made.destination))}")
             print(f"carriers: {output.escape(', '.join(made.destination.carriers))}")
         print(f"enter the tracking number before {made.saved.ship_until:%Y-%m-%d}, or the job is deleted")
     if made.trouble is not None:
         raise made.trouble
-    output.next_step(f"diskprep job slip {place.root} ..., then: {ship_command(place)}")
+    output.next_step(f"diskprep job slip {output.word(place.root)} ..., then: {ship_command(place)}")
 
 
 def ship_command(place: Staging) -> str:
-    return f"diskprep job ship {place.root} --carrier NAME --tracking-number NUMBER ..."
+    return f"diskprep job ship {output.word(place.root)} --carrier NAME --tracking-number NUMBER ..."
 
 
 def address_line(destination: Destination) -> str:
@@ -180,10 +188,10 @@ def tell_advice(place: Staging, advice: Advice) -> None:
 def next_command(place: Staging, advice: Advice) -> str:
     """What to type next. Ingestion is always of the first staging, whose repairs fill the same container."""
     if advice.command == "vault ingest":
-        return f"diskprep vault ingest {place.first.root} --container STORE --vault STORE"
+        return f"diskprep vault ingest {output.word(place.first.root)} --container STORE --vault STORE"
     if advice.command == "job ship":
         return ship_command(place)
-    return f"diskprep {advice.command or 'job show'} {place.root}"
+    return f"diskprep {advice.command or 'job show'} {output.word(place.root)}"
 
 
 def follow(service: ImportService, place: Staging, ledger: Ledger) -> SavedJob:

@@ -10,19 +10,21 @@ from urllib.parse import urlsplit
 
 import typer
 
-from diskprep.cli import inputs, output
+from diskprep import clock
+from diskprep.cli import inputs, output, places, trips
 from diskprep.cli.connecting import AuthOption, Endpoint, Tenant, TokenFile, open_service
 from diskprep.cli.copylogs import Logs
 from diskprep.cli.stores import KeyFile, open_store
 from diskprep.disk import plan as plans
-from diskprep.errors import DrivesFailed, NotFound, UsageError
+from diskprep.errors import DrivesFailed, JobConflict, NotFound, UsageError
 from diskprep.importjob import job as jobs
+from diskprep.importjob.advice import advise
 from diskprep.importjob.model import Job
 from diskprep.importjob.outcome import Fate, RepairPlan, Report, plan_repair
 from diskprep.importjob.outcome import report as make_report
 from diskprep.importjob.service import LOOPBACK
 from diskprep.importjob.signin import Auth
-from diskprep.repair import Repair, find_repairs, make_repair
+from diskprep.repair import Repair, make_repair
 from diskprep.seal import Seal, load_seal
 from diskprep.secrets import Secret
 from diskprep.seed import Seed, Staging, load_seed, parse_staging
@@ -56,13 +58,17 @@ Lost = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
-    """What is known of a job's end. `placement` is empty and `plan` None where there is no plan of the disks."""
+    """What is known of a job's end. `plan` is None where there is no plan of the disks.
+
+    `repairs`: the job's, and theirs, oldest first; `ended`: the names of those whose job was over when last seen.
+    """
 
     place: Staging
     seal: Seal
     outcome: Report
     plan: RepairPlan | None
     repairs: tuple[Repair, ...]
+    ended: frozenset[str] = frozenset()
 
     @property
     def missing(self) -> int:
@@ -71,16 +77,28 @@ class _Found:
 
     @property
     def sent_by(self) -> tuple[Repair, ...]:
-        """The repairs that send again what is missing; none where a pack of it is in no repair."""
+        """The repairs under way that send again what is missing; none where a pack of it is in none of them."""
         if self.plan is None:
             return ()
         left, senders = set(self.plan.packs), []
         for made in self.repairs:
             packs = {pack.name for pack in made.seal.data_packs}
-            if not left.isdisjoint(packs):
+            if made.job_name not in self.ended and not left.isdisjoint(packs):
                 senders.append(made)
                 left -= packs
         return () if left else tuple(senders)
+
+    @property
+    def not_brought_by(self) -> Repair | None:
+        """The last repair that is over and was to bring what is missing: it is the one to be repaired."""
+        if self.plan is None or not self.plan.packs or self.sent_by:
+            return None
+        under_way = {
+            pack.name for made in self.repairs if made.job_name not in self.ended for pack in made.seal.data_packs
+        }
+        left = set(self.plan.packs) - under_way
+        over = [made for made in reversed(self.repairs) if made.job_name in self.ended]
+        return next((made for made in over if left <= {pack.name for pack in made.seal.data_packs}), None)
 
 
 def report(
@@ -105,19 +123,24 @@ def report(
     """
     place = parse_staging(staging)
     seed = load_seed(place)
-    job, notes = _job(place, seed, endpoint, token_file, auth, tenant, offline=offline)
+    job, notes, _names = _job(place, seed, endpoint, token_file, auth, tenant, offline=offline)
     store = _store(seed, container, account_key_file, container_sas_file)
     found = _look(place, seed, job, store, log or [], lost or [], notes, full=full, quiet=quiet)
     if json:
         output.print_json(_document(found))
     else:
         _tell(found)
+    if not found.missing:
+        _refuse_gone(place)
     _next(found, staging)
     if found.missing:
-        hint = f"`diskprep job repair {place.root}` sends that again, as a new job"
+        hint = f"`diskprep job repair {output.word(_to_repair(found).root)}` sends that again, as a new job"
+        if over := found.not_brought_by:
+            hint = f"nor did the repair {over.job_name} bring it, whose job has ended: {hint}"
         if sent := found.sent_by:
             names = ", ".join(made.job_name for made in sent)
-            hint = f"the repair {names} sends it again: `diskprep status {sent[-1].staging.root}` tells how far it is"
+            where = output.word(sent[-1].staging.root)
+            hint = f"the repair {names} sends it again: `diskprep status {where}` tells how far it is"
         raise DrivesFailed(f"{_missing(found)} of job {job.name} did not arrive", hint=hint)
 
 
@@ -141,6 +164,7 @@ def repair(
     token_file: TokenFile = None,
     auth: AuthOption = None,
     tenant: Tenant = None,
+    state_folder: places.State = None,
     json: inputs.Json = False,
     quiet: inputs.Quiet = False,
 ) -> None:
@@ -150,20 +174,28 @@ def repair(
     """
     place = parse_staging(staging)
     seed = load_seed(place)
-    job, notes = _job(place, seed, endpoint, token_file, auth, tenant, offline=offline)
+    job, notes, names = _job(place, seed, endpoint, token_file, auth, tenant, offline=offline, named=not dry_run)
     store = _store(seed, container, account_key_file, container_sas_file)
     found = _look(place, seed, job, store, log or [], lost or [], notes, full=full, quiet=quiet, same_disk=same_disk)
     if found.plan is None:
         raise NotFound("the staging has no plan of its disks", hint="repair where the disks were prepared")
+    if not found.plan.packs:
+        _refuse_gone(place)
+    if over := found.not_brought_by:
+        raise JobConflict(
+            f"{_missing(found)} of job {job.name} did not arrive, nor with the repair {over.job_name}, which has ended",
+            hint=f"`diskprep job repair {output.word(over.staging.root)}` sends it once more",
+        )
     made = None
     if found.plan.packs and not dry_run:
-        made = make_repair(place, found.plan.packs.keys(), job_name=job_name, drives=found.plan.drives)
+        taken = names | trips.open_names(places.ledger(state_folder), seed)
+        made = make_repair(place, found.plan.packs.keys(), job_name=job_name, drives=found.plan.drives, taken=taken)
     if json:
         output.print_json(_repair_document(found.plan, made))
     else:
         _tell_repair(found, made)
     if made is not None:
-        output.next_step(f"diskprep disk prepare {made.staging.root} DISK... --container-sas-file FILE")
+        output.next_step(f"diskprep disk prepare {output.word(made.staging.root)} DISK... --container-sas-file FILE")
 
 
 def _job(
@@ -175,16 +207,28 @@ def _job(
     tenant: str | None,
     *,
     offline: bool,
-) -> tuple[Job, list[str]]:
-    """The job, and what is to be known of it. One that the service has deleted is told as it was last seen."""
+    named: bool = False,
+) -> tuple[Job, list[str], frozenset[str]]:
+    """The job, what is to be known of it, and the names of the group's jobs at the service.
+
+    One that the service has deleted is told as it was last seen.
+    """
     saved = jobs.load_job(place).job
     if offline:
-        return saved, ["the job as it was last seen; the service was not asked"]
+        return saved, ["the job as it was last seen; the service was not asked"], frozenset()
     service = open_service(seed, endpoint=endpoint, token_file=token_file, auth=auth, tenant=tenant)
+    names = trips.names_of(service.list(), seed) if named else frozenset[str]()
     try:
-        return jobs.refresh_job(service, place), []
+        return jobs.refresh_job(service, place), [], names
     except NotFound:
-        return saved, [f"the service has no job {saved.name} any more; this is how it was last seen"]
+        return saved, [f"the service has no job {saved.name} any more; this is how it was last seen"], names
+
+
+def _refuse_gone(place: Staging) -> None:
+    """Raise what `job show` ends with for a job that the service does not have any more."""
+    saved = jobs.load_job(place)
+    if saved.gone and (error := advise(saved, clock.now()).error) is not None:
+        raise error
 
 
 def _store(seed: Seed, container: str | None, key_file: Path | None, sas_file: Path | None) -> Store | None:
@@ -234,8 +278,11 @@ def _look(
         plan = None
     else:
         plan = plan_repair(outcome, placement, present=present, same_disk=same_disk)
-    repairs = tuple(made for made in find_repairs(place) if made.of == seed.job_name)
-    return _Found(place=place, seal=seal, outcome=outcome, plan=plan, repairs=repairs)
+    repairs = trips.repairs_of(place, seed.job_name)
+    over = trips.look_at(repairs)
+    if plan is not None and present is None:
+        plan = plan.without(over.brought, placement)
+    return _Found(place=place, seal=seal, outcome=outcome, plan=plan, repairs=repairs, ended=over.ended)
 
 
 def _present(store: Store | None, seed: Seed, seal: Seal) -> frozenset[str] | None:
@@ -284,13 +331,19 @@ def _tell_repair(found: _Found, made: Repair | None) -> None:
 
 def _next(found: _Found, staging: str) -> None:
     if found.missing:
-        sent = found.sent_by
-        output.next_step(f"diskprep status {sent[-1].staging.root}" if sent else f"diskprep job repair {staging} ...")
+        sent, again = found.sent_by, output.word(_to_repair(found).root)
+        status = f"diskprep status {output.word(sent[-1].staging.root)}" if sent else ""
+        output.next_step(status or f"diskprep job repair {again} ...")
     elif found.outcome.complete or found.outcome.ended:
-        first = found.place.first.root
+        first = output.word(found.place.first.root)
         output.next_step(f"diskprep vault ingest {first} --container STORE --vault STORE")
     else:
-        output.next_step(f"diskprep job watch {staging}")
+        output.next_step(f"diskprep job watch {output.word(staging)}")
+
+
+def _to_repair(found: _Found) -> Staging:
+    over = found.not_brought_by
+    return over.staging if over is not None else found.place
 
 
 def _missing(found: _Found) -> str:

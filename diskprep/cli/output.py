@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -28,7 +29,12 @@ _PERCENT_BAR = "{desc}: {percentage:3.0f}% |{bar}|"
 
 
 class Screen:
-    """Draws events. One lock, because stages emit from several threads."""
+    """Draws events. One lock, because stages emit from several threads.
+
+    `standing`: how things stand, for SIGUSR1, where that is more than the last events say.
+    """
+
+    standing = ""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
@@ -59,6 +65,8 @@ class Screen:
             os.write(2, f"{self._status()}\n".encode())
 
     def _status(self) -> str:
+        if self.standing:
+            return escape(self.standing)
         return "; ".join(_describe(progress) for progress in list(self._last.values())[-3:]) or "starting"
 
     def _progress(self, event: Progress) -> None:
@@ -158,10 +166,15 @@ def print_error(error: DiskprepError) -> int:
     return error.exit_code
 
 
+def word(value: object) -> str:
+    """A path, an address or a name as one word of a command that can be typed."""
+    return shlex.quote(str(value))
+
+
 def next_step(command: str) -> None:
     """The next sensible command, on stderr, after the result on stdout."""
     sys.stdout.flush()
-    print(f"next: {command}", file=sys.stderr)
+    print(f"next: {escape(command)}", file=sys.stderr)
 
 
 def _describe(progress: Progress) -> str:

@@ -59,7 +59,7 @@ def add(
     )
     print(f"slot {slot.id[:8]} was added")
     _warn(slots.all())
-    output.next_step(f"diskprep vault passphrase list --vault {vault}")
+    output.next_step(f"diskprep vault passphrase list --vault {output.word(vault)}")
 
 
 @app.command("change")
@@ -86,7 +86,7 @@ def change(
     )
     print(f"slot {slot.id[:8]} is in place of slot {old[:8]}, which was removed")
     _warn(slots.all())
-    output.next_step(f"diskprep vault passphrase list --vault {vault}")
+    output.next_step(f"diskprep vault passphrase list --vault {output.word(vault)}")
 
 
 @app.command("remove")
@@ -106,7 +106,7 @@ def remove(
     removed = slots.remove(slot)
     print(f"slot {removed.id[:8]} was removed")
     _warn(slots.all())
-    output.next_step(f"diskprep vault passphrase list --vault {vault}")
+    output.next_step(f"diskprep vault passphrase list --vault {output.word(vault)}")
 
 
 def _open(vault: str, key_file: Path | None, file: Path | None, descriptor: int | None, command: str | None) -> Slots:

@@ -113,8 +113,8 @@ def prepare_disks(
         confirmed=tuple(confirm_serial or ()),
     )
     known = inventory.list_disks() if wait else []  # one that comes while others are worked on is new, too
-    size = inputs.size_bytes(image_size) if image_size and not dry_run else None
-    targets = target.parse_all(disks, image_bytes=size, protected=job.protected)
+    size = inputs.size_bytes(image_size) if image_size else None
+    targets = target.parse_all(disks, image_bytes=size, protected=job.protected, create=not dry_run)
     done: dict[str, PreparedDisk] = {}
     arrivals: Iterator[target.Target] | None = None
     while True:
@@ -142,7 +142,7 @@ def prepare_disks(
     together.check(outcomes)
     _require_all(job, plan)
     if service is None:
-        output.next_step(f"diskprep job create {place.root} --passphrase-file FILE")
+        output.next_step(f"diskprep job create {output.word(place.root)} --passphrase-file FILE")
         return
     assert passphrase is not None, "it was asked for at the beginning"
     secret = passphrase
@@ -275,9 +275,10 @@ def _report(plan: plans.Plan, done: Mapping[str, PreparedDisk], *, as_json: bool
 def _require_all(job: _Job, plan: plans.Plan) -> None:
     """Raise DisksInsufficient while a part of the seed is on no sealed disk."""
     if not plan.is_complete:
+        staging = output.word(job.staging.root)
         raise DisksInsufficient(
             f"the disks do not suffice: {_missing(plan)}",
-            hint=f"attach it, then: diskprep disk prepare {job.staging.root} DISK ...",
+            hint=f"attach it, then: diskprep disk prepare {staging} DISK... --container-sas-file FILE",
         )
     waiting = [share.serial for share in plan.disks if not _is_sealed(job, share)]
     if waiting:

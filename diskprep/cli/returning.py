@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
+from diskprep.cli import output
 from diskprep.errors import UsageError
 from diskprep.importjob.model import ReturnAddress, ReturnShipping
+from diskprep.importjob.shipping import check_return, serves
 
 _PANEL = "Return"
 
@@ -56,7 +60,7 @@ def return_address(
 ) -> ReturnAddress | None:
     """The address, or None when none was given and none is `wanted`. On a terminal what is missing of it is asked for.
 
-    Raises UsageError that names the options that are missing.
+    Raises UsageError that names the options that are missing, or what cannot stand on a label.
     """
     given = {
         "recipient_name": recipient_name,
@@ -79,7 +83,9 @@ def return_address(
         )
     for name in missing:
         given[name] = str(typer.prompt(f"return address, {_NEEDED[name].replace('-', ' ')}", err=True))
-    return ReturnAddress(**{name: (value or "").strip() for name, value in given.items()})
+    address = ReturnAddress(**{name: (value or "").strip() for name, value in given.items()})
+    check_return(address)
+    return address
 
 
 def return_shipping(carrier: str | None, account: str | None) -> ReturnShipping | None:
@@ -88,4 +94,13 @@ def return_shipping(carrier: str | None, account: str | None) -> ReturnShipping 
         return None
     if not (carrier or "").strip() or not (account or "").strip():
         raise UsageError("--return-carrier and --return-account belong together")
-    return ReturnShipping(carrier=(carrier or "").strip(), account_number=(account or "").strip())
+    back = ReturnShipping(carrier=(carrier or "").strip(), account_number=(account or "").strip())
+    check_return(None, back)
+    return back
+
+
+def warn_of_carrier(back: ReturnShipping | None, carriers: Sequence[str]) -> None:
+    """Say so on stderr when disks are to come back with a carrier that the service does not name."""
+    if back is not None and not serves(back.carrier, carriers):
+        told = f"--return-carrier: {back.carrier} is none of the carriers that the service names: {', '.join(carriers)}"
+        print(output.escape(told), file=sys.stderr)

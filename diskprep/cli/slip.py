@@ -63,7 +63,7 @@ def slip(
     if made.package is None:
         output.next_step(ship_command(place))
     else:
-        output.next_step(f"diskprep job watch {place.root}")
+        output.next_step(f"diskprep job watch {output.word(place.root)}")
 
 
 def make_slip(

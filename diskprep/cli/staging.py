@@ -63,7 +63,7 @@ def stage(
     if place.whole is not None:
         raise UsageError(
             f"{place.root} sends packs of {place.whole} again; nothing is staged there",
-            hint=f"diskprep disk prepare {place.root} DISK...",
+            hint=f"diskprep disk prepare {place.root} DISK... --container-sas-file FILE",
         )
     new, sealed = not durable.exists(place.seed_file), durable.exists(place.seal_file)
     wanted = backing.sources(sources)
@@ -150,5 +150,5 @@ def stage(
     else:
         backing.tell(result)
         print(f"staged in {place.root}: {output.size(sum(file.size_bytes for file in result.seal.files))}, sealed")
-    output.next_step(f"diskprep plan {place.root} --disk-size 4T")
+    output.next_step(f"diskprep plan {output.word(place.root)} --disk-size 4T")
     backing.refuse_incomplete(result)

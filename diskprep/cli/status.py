@@ -10,10 +10,11 @@ import typer
 from diskprep import clock
 from diskprep.cli import inputs, output
 from diskprep.cli.jobmaking import next_command, tell_advice
+from diskprep.cli.places import ingested_file
 from diskprep.cli.stores import KeyFile, open_store
 from diskprep.disk.plan import load_plan
 from diskprep.disk.record import last_step
-from diskprep.errors import DrivesFailed, NotFound
+from diskprep.errors import DataDamaged, DrivesFailed, FormatTooNew, NotFound, StorageUnavailable
 from diskprep.importjob.advice import Advice, advise
 from diskprep.importjob.deadline import deadline_of
 from diskprep.importjob.saved import SavedJob, load_job
@@ -21,6 +22,8 @@ from diskprep.repair import Repair, find_repairs
 from diskprep.repository.repository import Repository, open_repository
 from diskprep.seal import load_seal
 from diskprep.seed import Staging, load_seed, parse_staging
+from diskprep.vault import certificate as certificates
+from diskprep.vault.certificate import Certificate
 from diskprep.vault.restorable import restorable
 
 
@@ -41,7 +44,7 @@ def status(
     """One screen: what the staging holds, its disks, its job and its repairs, and the next command.
 
     With --vault also which recovery points can be restored already. Ends as `job show` does, from what was seen last:
-    with 43 when a job needs its tracking number within five days.
+    with 43 when a job needs its tracking number within five days, with 44 when a drive did not arrive or failed.
     """
     place = parse_staging(staging)
     document = _status(place)
@@ -58,7 +61,9 @@ def status(
         return
     turn = _turn(place, saved)
     if turn.advice is None:
-        output.next_step(f"diskprep status {turn.place.root}")
+        output.next_step(f"diskprep status {output.word(turn.place.root)}")
+    elif turn.advice.command == "vault ingest" and document["ingested"]:
+        output.next_step(document["next"])
     else:
         tell_advice(turn.place, turn.advice)
 
@@ -96,6 +101,8 @@ def _show(document: dict[str, Any]) -> None:
     print(f"import job: {output.escape(_job_line(document, name=True))}")
     for repair in document["repairs"]:
         print(output.escape(f"repair {repair['name']}: {_job_line(repair)}"))
+    if document["ingested"]:
+        print(f"in the vault, all of it: {document['ingested']}")
     for point in document.get("recovery_points", ()):
         print(f"recovery point {point['id'][:8]} of {point['time']}: {_point_line(point)}")
 
@@ -140,7 +147,32 @@ def _status(place: Staging) -> dict[str, Any]:
     document, saved = _disks(place), _saved(place)
     if saved is not None:
         document |= _job(saved) | {"next": next_command(place, advise(saved, clock.now()))}
+    proven = _certificate(place) if document["sealed"] else None
+    document["ingested"] = "" if proven is None else proven.created
+    if proven is not None:
+        turn = None if saved is None else _turn(place, saved).advice
+        if turn is not None and turn.command == "vault ingest":
+            document["next"] = _cleanup_command(place, proven)
     return document
+
+
+def _certificate(place: Staging) -> Certificate | None:
+    """The certificate that ingestion left in the staging, when it is of this seal."""
+    try:
+        proven = certificates.load(ingested_file(place))
+        seal = load_seal(place.first.seal_file)
+    except (DataDamaged, FormatTooNew, NotFound, StorageUnavailable):
+        return None
+    return proven if proven.seal_digest == seal.digest else None
+
+
+def _cleanup_command(place: Staging, proven: Certificate) -> str:
+    container = proven.container
+    emptied = f" --container {output.word(container)}" if container and container != proven.vault else ""
+    return (
+        f"diskprep cleanup plan {output.word(place.first.root)}{emptied} --vault {output.word(proven.vault)} "
+        f"--certificate {output.word(ingested_file(place))}"
+    )
 
 
 def _disks(place: Staging) -> dict[str, Any]:
@@ -159,13 +191,13 @@ def _disks(place: Staging) -> dict[str, Any]:
         "deadline": None,
         "advice": "",
         "repairs": [] if place.whole else [_repair(made) for made in find_repairs(place)],
-        "next": f"diskprep stage {' '.join(seed.sources)} --staging {place.root} ...",
+        "next": f"diskprep stage {' '.join(map(output.word, seed.sources))} --staging {output.word(place.root)} ...",
     }
     if not document["sealed"]:
         return document
     seal = load_seal(place.seal_file)
     document["data_bytes"] = sum(pack.size_bytes for pack in seal.data_packs)
-    document["next"] = f"diskprep disk prepare {place.root} DISK..."
+    document["next"] = f"diskprep disk prepare {output.word(place.root)} DISK... --container-sas-file FILE"
     try:
         plan = load_plan(place.plan_file, seal)
     except NotFound:
@@ -181,7 +213,7 @@ def _disks(place: Staging) -> dict[str, Any]:
     ]
     document["missing_bytes"] = plan.missing_bytes
     if plan.is_complete and all(disk["state"] == "sealed" for disk in document["disks"]):
-        document["next"] = f"diskprep job create {place.root}"
+        document["next"] = f"diskprep job create {output.word(place.root)}"
     return document
 
 

@@ -14,6 +14,7 @@ from diskprep.cli import inputs, output, places
 from diskprep.cli.connecting import AuthOption, Endpoint, Tenant, TokenFile, open_service
 from diskprep.cli.jobmaking import document, tell_advice
 from diskprep.errors import DiskprepError, UsageError
+from diskprep.events import Note
 from diskprep.importjob import watch as watching
 from diskprep.importjob.saved import load_job
 from diskprep.seed import load_seed, parse_staging
@@ -31,8 +32,8 @@ def watch(
     hook: Annotated[
         str | None,
         typer.Option(
-            help="A program that is told when five, two and one days are left, and when time is up: it gets the job's "
-            "name, the days, the moment, and a sentence as arguments.",
+            help="A program that is told when five, two and one days are left, when time is up, and when a drive did "
+            "not arrive: it gets the job's name, the days or `trouble`, the moment, and a sentence as arguments.",
             show_default=False,
         ),
     ] = None,
@@ -46,14 +47,20 @@ def watch(
 ) -> None:
     """Follow the job until there is something to do, and say what.
 
-    Ends with 0 when all went well, with 43 when the job needs its tracking number within five days, with 44 when it
-    ended and a drive was not copied whole.
+    Ends with 0 when all went well, with 43 when the job needs its tracking number within five days, with 44 when a
+    drive did not arrive, or the job ended and a drive was not copied whole.
     """
     span, argv = duration(every), _program(hook)
     place = parse_staging(staging)
     seed = load_seed(place)
     service = open_service(seed, endpoint=endpoint, token_file=token_file, auth=auth, tenant=tenant)
     with output.screen(quiet=quiet) as screen:
+
+        def stands(line: str) -> None:
+            if not screen.standing:
+                screen.emit(Note(stage=watching.STAGE, text=line))
+            screen.standing = line
+
         advice = watching.watch(
             service,
             place,
@@ -61,6 +68,7 @@ def watch(
             emit=screen.emit,
             wait=clock.sleep,
             hook=(lambda alarm: _pass_on(argv, alarm)) if argv else None,
+            stands=stands,
             once=once,
             ledger=places.ledger(state_folder),
         )
@@ -92,7 +100,8 @@ def _program(line: str | None) -> list[str]:
 
 
 def _pass_on(argv: list[str], alarm: watching.Alarm) -> None:
-    facts = [alarm.job_name, str(alarm.days_left), clock.rfc3339(alarm.until), alarm.text]
+    days = "trouble" if alarm.days_left is None else str(alarm.days_left)
+    facts = [alarm.job_name, days, clock.rfc3339(alarm.until), alarm.text]
     try:
         process.run([*argv, *facts], timeout_s=_HOOK_S)
     except DiskprepError as error:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -33,7 +33,7 @@ from diskprep.datacenter.lifecycle import StoredJob
 from diskprep.datacenter.orders import Order
 from diskprep.datacenter.refusal import Refusal
 from diskprep.datacenter.state import ReceivedDrive, State
-from diskprep.errors import Locked
+from diskprep.errors import Locked, UsageError
 from diskprep.events import Emit, Note, Progress, silent
 from diskprep.secrets import Secret
 from diskprep.store import Account
@@ -139,6 +139,39 @@ class Datacenter:
         """How a job stands. Raises Refusal."""
         key = self._state.find(job_name)
         return self._summary(key, self._state.get(key))
+
+    def check_package(
+        self, job_name: str, serials: Collection[str], faults: Mapping[str, DriveFaults] | None = None
+    ) -> None:
+        """Look whether a package is described in full: `serials` of its disks, `faults` as for `receive`.
+
+        Raises UsageError when a fault is of a drive that is not the job's, or a drive of a job that waits for its
+        package is neither in it nor said to be lost or late. Raises Refusal (a JobConflict).
+        """
+        with self._expected(job_name):
+            key = self._state.find(job_name)
+        job, faults = self._state.get(key), faults or {}
+        drives = {drive["driveId"]: drive["state"] for drive in job.properties["driveList"]}
+        if strangers := sorted(faults.keys() - drives):
+            raise UsageError(
+                f"a fault is ordered for {', '.join(map(ascii, strangers))}, which is not in import job {job.name}",
+                hint=f"its drives are {', '.join(drives)}",
+            )
+        if job.state not in ("Shipping", "Received", "Transferring", "Faulted") or job.properties["cancelRequested"]:
+            return
+        said = {serial: drive.faults for serial, drive in self._state.drives(key).items()} | dict(faults)
+        forgotten = [
+            serial
+            for serial, state in drives.items()
+            if state in ("Specified", "NeverReceived")
+            and serial not in serials
+            and not (said.get(serial, NO_FAULTS).faults & {DriveFault.LOST, DriveFault.LATE})
+        ]
+        if forgotten:
+            raise UsageError(
+                f"nothing is said of drive {', '.join(forgotten)}, which is in import job {job.name}",
+                hint=f"give {forgotten[0]}=DISK, or --fault {forgotten[0]}=lost, or --fault {forgotten[0]}=late",
+            )
 
     def receive(
         self,

@@ -8,6 +8,7 @@ incomplete: then `left` has found no room, and goes on disks that are attached l
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from diskprep.disk.placing import (
     takes,
     usable_bytes,
 )
-from diskprep.errors import DataDamaged, DisksInsufficient, FormatTooNew, UsageError
+from diskprep.errors import DataDamaged, DisksInsufficient, FormatTooNew, NotFound, UsageError
 from diskprep.seal import FileKind, PackList, Seal, SealedFile
 
 __all__ = [
@@ -199,6 +200,12 @@ def save_plan(path: Path, plan: Plan) -> None:
 
 def load_plan(path: Path, seal: Seal) -> Plan:
     """Read a plan that belongs to `seal`. Raises NotFound, FormatTooNew or DataDamaged."""
+    if not durable.exists(path):
+        staging = shlex.quote(str(path.parent))
+        raise NotFound(
+            f"no disks are planned yet: there is no {path}",
+            hint=f"prepare them first: diskprep disk prepare {staging} DISK... --container-sas-file FILE",
+        )
     document = durable.read_json(path)
     if document.get("format") != FORMAT:
         raise DataDamaged(f"{path} is not a plan")

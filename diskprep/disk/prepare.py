@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,10 +22,11 @@ from typing import Any
 import journal
 from diskprep import __version__, clock, durable
 from diskprep.disk import copying, keys, memory, record, target, verify
+from diskprep.disk.opening import open_journal
 from diskprep.disk.resume import resume
 from diskprep.disk.wipe import wipe
 from diskprep.disk.work import Meter, Order, Work
-from diskprep.errors import DiskRefused, JournalDamaged, Locked, ReadBackFailed, StorageUnavailable
+from diskprep.errors import DiskRefused, ReadBackFailed, StorageUnavailable
 from diskprep.events import Emit, Note
 from diskprep.volume.device import Device, open_for_reading
 from diskprep.volume.format import format_disk, read_volume_identity
@@ -69,7 +71,7 @@ def prepare_disk(order: Order, emit: Emit) -> record.PreparedDisk:
 @contextmanager
 def _journal(order: Order, emit: Emit) -> Iterator[journal.Journal]:
     """The disk's journal while it is worked on; what is odd about it or its mirror is told."""
-    log = _open_journal(order)
+    log = open_journal(order)
 
     def tell(text: str) -> None:
         emit(Note(stage="disk", item=order.serial, text=text))
@@ -88,36 +90,10 @@ def _journal(order: Order, emit: Emit) -> Iterator[journal.Journal]:
                 tell(f"the journal's mirror in the staging is behind: {log.mirror_error}")
 
 
-def _open_journal(order: Order) -> journal.Journal:
-    """The disk's journal, new or of an earlier run; its identity must be this disk and this job."""
-    identity = {
-        "serial": order.serial,
-        "size_bytes": order.target.size_bytes,
-        "job_name": order.seed.job_name,
-        "repository_id": order.seed.repository_id,
-    }
-    path, mirror = order.journal_path, order.staging.journals / order.journal_path.name
-    for place in (path, mirror):
-        durable.make_directory(place.parent)
-    try:
-        if not path.exists() and mirror.exists():  # begun on another computer, or with another journal folder
-            durable.write_file(path, mirror.read_bytes())
-        log = journal.Journal.open(path, mirror=mirror) if path.exists() else None
-        if log is None:
-            return journal.Journal.create(path, identity, mirror=mirror)
-    except journal.JournalLocked:
-        raise Locked(f"another diskprep is working on disk {order.serial}", hint="wait for it to end") from None
-    except journal.JournalDamaged as error:
-        raise JournalDamaged(str(error), hint=f"move {path} away, then prepare the disk again") from error
-    except OSError as error:
-        raise durable.storage_error(error, f"open the journal {path}") from error
-    if dict(log.identity) != identity:
-        log.close()
-        raise DiskRefused(
-            f"the journal {path} belongs to another disk or job",
-            hint="prepare this job with a journal folder of its own",
-        )
-    return log
+def _erase_by_hand(disk: target.Target) -> str:
+    """What erases a disk. `wipefs` finds no partition table in an image file, and leaves it."""
+    word = shlex.quote(str(disk.path))
+    return f"delete the image: rm {word}" if disk.facts is None else f"erase it yourself: wipefs --all {word}"
 
 
 def _sealed_before(order: Order, log: journal.Journal, device: Device) -> record.PreparedDisk | None:
@@ -130,7 +106,7 @@ def _sealed_before(order: Order, log: journal.Journal, device: Device) -> record
     if found is not None and (other := _OURS.match(found[1])) and other["job"] != order.seed.job_name:
         raise DiskRefused(
             f"disk {serial} carries the data of job {other['job']}",
-            hint=f"if nobody needs it any more, erase it yourself: wipefs --all {order.target.path}",
+            hint=f"if nobody needs it any more, {_erase_by_hand(order.target)}",
         )
     sealed = record.sealed_disk(log.identity, log.records)
     if sealed is None or found is None or str(found[0]) != sealed.volume_guid:
@@ -145,7 +121,7 @@ def _sealed_before(order: Order, log: journal.Journal, device: Device) -> record
     if changed:
         raise DiskRefused(
             f"disk {serial} is sealed already, with another {' and '.join(changed)}",
-            hint=f"give the inputs it was made from; to make it anew, erase it first: wipefs --all {order.target.path}",
+            hint=f"give the inputs it was made from; to make it anew, first {_erase_by_hand(order.target)}",
         )
     return sealed
 

@@ -50,10 +50,16 @@ class Target:
 
 
 def parse(
-    argument: str, *, image_bytes: int | None = None, protected: Sequence[Path] = (), machine: Machine | None = None
+    argument: str,
+    *,
+    image_bytes: int | None = None,
+    protected: Sequence[Path] = (),
+    create: bool = True,
+    machine: Machine | None = None,
 ) -> Target:
     """The target an argument names. An image that does not exist is created when `image_bytes` is given.
 
+    Without `create` such an image is only told of, to plan with: no file has that target's identity.
     `protected` are paths that must not be erased, nor the disks they are on. Raises UsageError, NotFound, DiskRefused,
     or Locked when another diskprep works on it.
     """
@@ -72,6 +78,8 @@ def parse(
                 )
             if path.is_relative_to("/dev"):
                 raise NotFound(f"there is no device {path}", hint="`diskprep disk list` shows the disks")
+            if not create:
+                return _future_image(path, given, image_bytes, protected)
             device.create_image(path, image_bytes)
         if not path.is_file():
             raise DiskRefused(f"{path} is neither a block device nor an image file")
@@ -80,11 +88,13 @@ def parse(
         raise durable.storage_error(error, f"look at {path}") from error
 
 
-def parse_all(arguments: Sequence[str], *, image_bytes: int | None, protected: Sequence[Path]) -> dict[str, Target]:
+def parse_all(
+    arguments: Sequence[str], *, image_bytes: int | None, protected: Sequence[Path], create: bool = True
+) -> dict[str, Target]:
     """The targets by serial. Raises UsageError when two arguments are one disk, or two disks have one serial."""
     targets: dict[str, Target] = {}
     for argument in arguments:
-        found = parse(argument, image_bytes=image_bytes, protected=protected)
+        found = parse(argument, image_bytes=image_bytes, protected=protected, create=create)
         if found.serial in targets:
             raise UsageError(f"two of the disks have the serial {found.serial}")
         if twin := next((t for t in targets.values() if t.identity == found.identity), None):
@@ -209,6 +219,18 @@ def _image(path: Path, given: str | None, protected: Sequence[Path]) -> Target:
             identity=opened.identity,
             blank=next(opened.data_extents(), None) is None,
         )
+
+
+def _future_image(path: Path, given: str | None, size_bytes: int, protected: Sequence[Path]) -> Target:
+    """An image that is not there yet."""
+    _refuse_inside(path, protected)
+    return Target(
+        path=path,
+        serial=check_serial(given or path.name.removesuffix(path.suffix)),
+        size_bytes=size_bytes,
+        identity=(-1, -1, hash(path.resolve())),
+        blank=True,
+    )
 
 
 def _block_device(path: Path, given: str | None, protected: Sequence[Path], machine: Machine) -> Target:

@@ -102,11 +102,12 @@ def _shipping(saved: SavedJob, now: datetime) -> Advice:
     job = saved.job
     missing = [drive.drive_id for drive in job.drives if drive.state == DriveState.NEVER_RECEIVED]
     if missing:
-        return Advice(
-            text=f"drive {', '.join(missing)} of import job {job.name} did not arrive: ask the carrier about "
-            f"{_package(job)}, and tell Azure support; the service closes the job 30 days after the shipping date",
-            waits=True,
+        message = f"drive {', '.join(missing)} of import job {job.name} did not arrive"
+        hint = (
+            f"ask the carrier about {_package(job)}, and tell Azure support; "
+            "the service closes the job 30 days after the shipping date"
         )
+        return Advice(text=f"{message}: {hint}", error=DrivesFailed(message, hint=hint), waits=True)
     if job.package and job.package.ship_date:
         days = (saved.service_time(now).date() - job.package.ship_date).days
         if days > PACKAGE_LATE.days:
@@ -126,13 +127,18 @@ def _working(saved: SavedJob, _now: datetime) -> Advice:
     job = saved.job
     text = f"import job {job.name} is {job.state}: {states.describe(job.state)}"
     missing = [drive.drive_id for drive in job.drives if drive.state == DriveState.NEVER_RECEIVED]
+    error = None
     if missing:
-        text += f". Drive {', '.join(missing)} was not in the package: ask the carrier about it"
+        lacks = f"rive {', '.join(missing)} was not in the package"
+        text += f". D{lacks}: ask the carrier about it"
+        hint = (
+            f"ask the carrier about it; import job {job.name} is {job.state}, else nothing is to be done until it ends"
+        )
+        error = DrivesFailed(f"d{lacks}", hint=hint)
     if failed := [serial for serial in failed_drives(job) if serial not in missing]:
         text += f". Drive {', '.join(failed)} had trouble; `diskprep job report` tells once the job has ended"
-    return Advice(
-        text=f"{text}. {'Else nothing' if missing else 'Nothing'} is to be done until it has ended", waits=True
-    )
+    text += f". {'Else nothing' if missing else 'Nothing'} is to be done until it has ended"
+    return Advice(text=text, error=error, waits=True)
 
 
 def _faulted(saved: SavedJob, _now: datetime) -> Advice:
@@ -188,12 +194,17 @@ _BY_STATE: Mapping[JobState, Callable[[SavedJob, datetime], Advice]] = {
 
 def fresh_trouble(before: Job, after: Job) -> Sequence[str]:
     """What a person should look at although the service goes on: drives that have just been missed, a stuck job."""
-    was = {drive.drive_id: drive.state for drive in before.drives}
-    found = [
-        f"drive {drive.drive_id} did not arrive"
-        for drive in after.drives
-        if drive.state == DriveState.NEVER_RECEIVED and was.get(drive.drive_id) != DriveState.NEVER_RECEIVED
-    ]
-    if after.state == JobState.FAULTED != before.state:
-        found.append(f"import job {after.name} is stuck")
+    was = troubles(before)
+    return [text for mark, text in troubles(after).items() if mark not in was]
+
+
+def troubles(job: Job) -> Mapping[str, str]:
+    """The same for a job at one moment: what is in trouble (a serial, or the job's state) -> a sentence."""
+    found = {
+        drive.drive_id: f"drive {drive.drive_id} did not arrive"
+        for drive in job.drives
+        if drive.state == DriveState.NEVER_RECEIVED
+    }
+    if job.state == JobState.FAULTED:
+        found[JobState.FAULTED] = f"import job {job.name} is stuck"
     return found

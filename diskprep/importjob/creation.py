@@ -27,7 +27,7 @@ from diskprep.importjob.model import (
 )
 from diskprep.importjob.saved import SavedJob, load_job, save_job
 from diskprep.importjob.service import ImportService
-from diskprep.importjob.shipping import is_same_region
+from diskprep.importjob.shipping import check_return, is_same_region
 from diskprep.seed import Seed, Staging
 from diskprep.volume.bitlocker import parse_recovery_password
 
@@ -62,6 +62,7 @@ def create_job(
     job or a drive is in another open job, and what the service and the ledger raise.
     """
     _check_drives(drives)
+    check_return(return_address, return_shipping)
     request = JobRequest(
         name=seed.job_name,
         location=seed.location,

@@ -7,7 +7,7 @@ written by who read the drive. A drive counts as arrived only when one of them s
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -151,6 +151,15 @@ class RepairPlan:
     disks: tuple[str, ...] = ()
     waiting: tuple[str, ...] = ()
     spared: int = 0
+
+    def without(self, packs: Collection[str], placement: Mapping[str, str]) -> RepairPlan:
+        """The plan without these packs, which came otherwise. `placement`: object name of a pack -> serial."""
+        left = {pack: why for pack, why in self.packs.items() if pack not in packs}
+        serials = {placement[pack].lower() for pack in left}
+        drives = {serial: says for serial, says in self.drives.items() if serial.lower() in serials}
+        brought = {placement[pack].lower() for pack in self.packs if pack in packs}
+        whole = tuple(serial for serial in self.disks if serial in drives and serial.lower() not in brought)
+        return replace(self, packs=left, drives=drives, disks=whole)
 
     def document(self) -> dict[str, Any]:
         """For JSON."""

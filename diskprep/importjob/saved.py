@@ -54,7 +54,8 @@ class SavedJob:
 
     `created` and `touched` (when this computer last restarted the two weeks) are the service's time, as is `seen`;
     `skew` is that time less this computer's at `seen`. `told`: the alarms, in days, that were told since `touched`.
-    `past`: the last changes, oldest first. `gone`: the service does not have the job any more.
+    `passed_on`: the troubles (serials, a state) that a hook was told of. `past`: the last changes, oldest first.
+    `gone`: the service does not have the job any more.
     """
 
     job: Job
@@ -63,6 +64,7 @@ class SavedJob:
     seen: datetime
     skew: timedelta = timedelta()
     told: tuple[int, ...] = ()
+    passed_on: tuple[str, ...] = ()
     past: tuple[Change, ...] = ()
     gone: bool = False
 
@@ -133,6 +135,7 @@ def write_saved(staging: Staging, saved: SavedJob) -> None:
         "seen": clock.rfc3339(saved.seen),
         "skew_s": int(saved.skew.total_seconds()),
         "told": list(saved.told),
+        "passed_on": list(saved.passed_on),
         "past": [{**asdict(change), "at": clock.rfc3339(change.at)} for change in saved.past],
         "gone": saved.gone,
     }
@@ -176,6 +179,7 @@ def load_job(staging: Staging) -> SavedJob:
             seen=clock.parse_rfc3339(document["seen"]),
             skew=timedelta(seconds=document["skew_s"]),
             told=tuple(_of(int, days) for days in document["told"]),
+            passed_on=tuple(_of(str, mark) for mark in document.get("passed_on", ())),
             past=tuple(_change(change) for change in document["past"]),
             gone=_of(bool, document["gone"]),
         )

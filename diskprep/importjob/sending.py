@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import date
+from dataclasses import astuple, replace
+from datetime import date, timedelta
 
 from diskprep import clock
-from diskprep.errors import JobConflict, UsageError
+from diskprep.errors import DiskprepError, JobConflict, ServiceError, UsageError
 from diskprep.importjob import states
 from diskprep.importjob.booking import written_down
 from diskprep.importjob.ledger import JobKey, Ledger, key_of, one_package_hint, same_number
@@ -18,8 +19,11 @@ from diskprep.importjob.lookup import check_not_cancelled, is_same, refresh_job
 from diskprep.importjob.model import Job, JobState, Package, ReturnAddress, ReturnShipping
 from diskprep.importjob.saved import save_job
 from diskprep.importjob.service import ImportService
+from diskprep.importjob.shipping import check_return, serves, shipping_address
 from diskprep.seed import Staging, load_seed
 
+#: Days off the service's today that a shipping date may lie: it closes jobs 30 days after that date.
+_SHIPPED_BEFORE, _SHIPPED_AFTER = timedelta(days=30), timedelta(days=14)
 _TRACKING = re.compile(r"[A-Za-z0-9][A-Za-z0-9 -]{2,48}[A-Za-z0-9]")
 
 
@@ -39,9 +43,9 @@ def enter_shipping(
     """Tell the service that the package is on its way; the two-week clock stops. Doing it again changes nothing.
 
     `ship_date`: None is today, or what was entered before. `serials`: what was put into the package, compared with the
-    job. Raises UsageError, JobConflict (the tracking
-    number is another job's, the package holds other drives than the job's, the state does not allow it), and what the
-    service and the ledger raise.
+    job. Another way back than the job has (`return_address`, `return_shipping`) is entered also when the package is the
+    same. Raises UsageError, JobConflict (the tracking number is another job's, the package holds other drives than the
+    job's, the state does not allow it), and what the service and the ledger raise.
     """
     package = Package(
         carrier=carrier.strip(),
@@ -52,12 +56,21 @@ def enter_shipping(
     if not package.carrier.isprintable() or not package.carrier:
         raise UsageError("the carrier's name is missing or has strange characters")
     if not _TRACKING.fullmatch(package.tracking_number):
-        raise UsageError(f"{tracking_number!r} does not look like a tracking number")
+        raise UsageError(
+            f"{tracking_number!r} does not look like a tracking number",
+            hint="give it as the carrier's receipt has it: 4 to 50 letters, digits, blanks and hyphens",
+        )
+    check_return(return_address, return_shipping)
     job = refresh_job(service, staging, ledger=ledger)
     key = key_of(load_seed(staging)) if ledger is not None else None
     in_job = [drive.drive_id for drive in job.drives]
-    done = job.state != JobState.CREATING and _is_entered(job, package, dated=ship_date is not None)
+    entered = job.state != JobState.CREATING and _is_entered(job, package, dated=ship_date is not None)
+    if entered and ship_date is None and job.package is not None and job.package.ship_date is not None:
+        package = replace(package, ship_date=job.package.ship_date)
+    done = entered and not _is_other_way_back(job, return_address, return_shipping)
     if not done:
+        if ship_date is not None:
+            _check_date(ship_date, service.server_time().date())
         states.check(job, states.Action.SHIP)
         check_not_cancelled(job)
     if serials is not None:
@@ -81,9 +94,42 @@ def enter_shipping(
         lambda book, own: book.record_shipping(own, package, in_job),
         undone=lambda: not _is_entered(service.get(job.name), package),
     ):
-        job = service.ship(job.name, package, return_address=return_address, return_shipping=return_shipping)
+        try:
+            job = service.ship(job.name, package, return_address=return_address, return_shipping=return_shipping)
+        except ServiceError as error:
+            raise _with_carriers(service, load_seed(staging).location, package.carrier, error) from None
     save_job(staging, job, at=service.server_time())
     return job
+
+
+def _check_date(given: date, today: date) -> None:
+    """Raise UsageError for a day on which this package was not sent; `today` is the service's."""
+    if not today - _SHIPPED_BEFORE <= given <= today + _SHIPPED_AFTER:
+        raise UsageError(
+            f"the package was not sent on {given:%Y-%m-%d}: today is {today:%Y-%m-%d}",
+            hint="the service closes a job 30 days after this date; give the day on which the carrier gets the package",
+        )
+
+
+def _is_other_way_back(job: Job, address: ReturnAddress | None, shipping: ReturnShipping | None) -> bool:
+    """Whether the job has another way back than is wanted; the service may set blanks and capitals its own way."""
+
+    def plain(value: ReturnAddress | ReturnShipping | None) -> list[str]:
+        return [] if value is None else ["".join(text.split()).casefold() for text in astuple(value)]
+
+    return (address is not None and plain(address) != plain(job.return_address)) or (
+        shipping is not None and plain(shipping) != plain(job.return_shipping)
+    )
+
+
+def _with_carriers(service: ImportService, location: str, carrier: str, error: ServiceError) -> ServiceError:
+    """`error`, with the carriers as its hint when that is what may have been wrong."""
+    try:
+        if error.hint or serves(carrier, known := shipping_address(service, location).carriers):
+            return error
+    except DiskprepError:
+        return error
+    return ServiceError(error.message, hint=f"carriers that the service names: {', '.join(known)}")
 
 
 def _is_entered(job: Job, package: Package, *, dated: bool = False) -> bool:

@@ -6,14 +6,16 @@ instructions where the recipient should be. An address that does not look like o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
-from diskprep.errors import NotFound, ServiceError
-from diskprep.importjob.model import DRIVES_LIMIT, Address, Location
+from diskprep.errors import NotFound, ServiceError, UsageError
+from diskprep.importjob.model import DRIVES_LIMIT, Address, Location, ReturnAddress, ReturnShipping
 from diskprep.importjob.regions import region_of
 from diskprep.importjob.service import ImportService
 
+_EMAIL = re.compile(r"[^@\s]+@[^@\s]+")
 _LOOKUPS_LIMIT = 8
 _LINE_LIMIT_CHARS = 200
 _WANTED = ("recipient_name", "street_address1", "city", "postal_code", "country_or_region")
@@ -70,6 +72,24 @@ def check_address(address: Address, region: str) -> None:
             + (f"; it says: {said[:_LINE_LIMIT_CHARS]}" if said else ""),
             hint="ask Azure support where to ship; do not send the package to this address",
         )
+
+
+def check_return(address: ReturnAddress | None, shipping: ReturnShipping | None = None) -> None:
+    """Raise UsageError unless every field of the way back can stand on a label."""
+    fields = {**(asdict(address) if address else {}), **(asdict(shipping) if shipping else {})}
+    for name, text in fields.items():
+        said = name.replace("_", " ")
+        if not text.isprintable():
+            raise UsageError(f"the {said} of the way back has a line end or another sign that cannot be printed")
+        if len(text) > _LINE_LIMIT_CHARS:
+            raise UsageError(f"the {said} of the way back is longer than {_LINE_LIMIT_CHARS} characters")
+    if address is not None and not _EMAIL.fullmatch(address.email.strip()):
+        raise UsageError(f"{address.email!a} is not an e-mail address", hint="the datacenter's operators write to it")
+
+
+def serves(carrier: str, carriers: Sequence[str]) -> bool:
+    """Whether a carrier is one of those that the service names; where it names none, any is."""
+    return not carriers or _plain(carrier) in map(_plain, carriers)
 
 
 def checklist(seed_location: str, destination: Destination) -> tuple[str, ...]:

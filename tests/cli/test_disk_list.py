@@ -76,7 +76,7 @@ def test_one_disk_is_shown_with_everything_that_is_known(loop: str) -> None:
     out, err = diskprep("disk", "show", loop)
     assert "512 bytes, 512 on the medium" in out
     assert "nothing known" in out
-    assert err == f"next: diskprep disk prepare STAGING {loop},serial=NUMBER\n"
+    assert err == f"next: diskprep disk prepare STAGING {loop},serial=NUMBER --container-sas-file FILE\n"
 
 
 def test_a_disk_that_is_not_there_is_told() -> None:
@@ -94,7 +94,7 @@ def test_reasons_stand_below_the_table(show: Shown) -> None:
     assert "no: the system is on it; sda2 is mounted at /; sda1 is mounted" in blocks[0]
     assert blocks[1].splitlines()[2:] == ["  erase:     may be erased", "  service:   takes it"]
     assert blocks[-1] == "2 of 3 disks may be erased; 2 of these the service takes, 10 in a job\n"
-    assert err == "next: diskprep disk prepare STAGING WD-WCC7K1234567\n"
+    assert err == "next: diskprep disk prepare STAGING WD-WCC7K1234567 --container-sas-file FILE\n"
 
 
 def test_names_that_could_steer_a_terminal_are_shown_escaped(show: Shown) -> None:

@@ -19,6 +19,7 @@ from support import diskprep, diskprep_json, make_tree
 from diskprep import clock
 from diskprep.cli.copylogs import Logs
 from diskprep.events import silent
+from diskprep.importjob.model import DriveStatus, JobState
 from diskprep.importjob.saved import load_job, save_job
 from diskprep.repair import placements
 from diskprep.seal import load_seal
@@ -176,6 +177,8 @@ def test_07_the_repair_is_made_once(desk: Desk, closed: tuple[str, ...]) -> None
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert set(again["sends"]) == set(again["packs"]) > set(desk.plan()["WD-A1"])
     assert "repair unlucky-job-r1: sends" in diskprep("job", "report", *arguments[2:], code=44)[0]
+    assert "sends that already" in diskprep(*arguments, "--job", "other-name", code=42)[1]
+    assert "cannot be the name" in diskprep(*arguments, "--job", "No Name", code=2)[1]
 
 
 def test_08_the_repairs_disks_are_prepared_shipped_and_arrive(desk: Desk, closed: tuple[str, ...]) -> None:
@@ -199,6 +202,12 @@ def test_09_nothing_of_the_first_job_is_missing_any_more(desk: Desk, closed: tup
     assert "to be sent again" not in out
     assert "next: diskprep vault ingest" in err
     assert "nothing is to be sent again" in diskprep("job", "repair", *arguments)[0]
+    logs = [
+        part for log in sorted((desk.container / "waies").glob("unlucky-job_*_error.xml")) for part in ("--log", log)
+    ]
+    offline = (desk.staging.root, "--offline", *logs)
+    assert "next: diskprep vault ingest" in diskprep("job", "report", *offline)[1]
+    assert "nothing is to be sent again" in diskprep("job", "repair", *offline)[0]
 
 
 def test_10_the_vault_is_proven_whole(desk: Desk, closed: tuple[str, ...]) -> None:
@@ -216,6 +225,11 @@ def test_11_a_job_that_the_service_forgot_is_told_as_it_was_last_seen(
     save_job(copied, replace(load_job(copied).job, name="forgotten"))
     out, _err = diskprep("job", "report", copied.root, *closed, "--container", desk.container)
     assert "the service has no job forgotten any more" in out
+    drives = tuple(DriveStatus(drive_id=serial) for serial in SERIALS)
+    save_job(copied, replace(load_job(copied).job, state=JobState.CREATING, drives=drives))
+    for command in ("report", "repair"):
+        assert "create it again" in diskprep("job", command, copied.root, *closed, code=43)[1]
+    assert diskprep("job", "repair", copied.root, *closed, "--lost", "WD-A1", "--dry-run")[0]
 
 
 def test_12_logs_are_found_by_their_names_where_the_job_does_not_say(
@@ -236,6 +250,9 @@ def test_12_logs_are_found_by_their_names_where_the_job_does_not_say(
     logs.read_store(store, full=False)
     assert (list(logs.found), logs.notes) == (["WD-B2"], [])
     assert len(logs.found["WD-B2"].failed) == 1
+    logs = Logs(replace(nameless, name="a-third-job"), silent)
+    logs.read_store(store, full=False)
+    assert not logs.found
 
     later = DirectoryStore(tmp_path / "databoxcopylog")
     entry = "<ErroredEntity Path='a'><Category>UploadErrorWin32</Category></ErroredEntity>"

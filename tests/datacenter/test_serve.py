@@ -22,7 +22,7 @@ from diskprep import clock
 from diskprep.cli.datacenter import _account, app
 from diskprep.datacenter import endpoint
 from diskprep.datacenter.server import Datacenter
-from diskprep.errors import DiskprepError
+from diskprep.errors import DiskprepError, NotFound
 
 HEAD = "Authorization: Bearer the-token\r\n"
 
@@ -164,6 +164,7 @@ def test_the_clock_and_the_faults_are_set_while_it_serves(serving: Serving) -> N
 
 def test_a_mistaken_command_says_what_is_wanted(tmp_path: Path) -> None:
     folder = tmp_path / "practice"
+    _account(folder)
     for arguments, code, said in (
         (("clock", folder, "--advance", "soon"), 2, "3d"),
         (("clock", folder, "--advance", "99999d"), 2, "3650 days"),
@@ -179,6 +180,39 @@ def test_a_mistaken_command_says_what_is_wanted(tmp_path: Path) -> None:
         error = CliRunner().invoke(app, [str(argument) for argument in arguments]).exception
         assert isinstance(error, DiskprepError), error
         assert (error.exit_code, said in f"{error.message} {error.hint}") == (code, True), error
+
+
+def test_a_mistyped_folder_is_not_made_a_stand_in(tmp_path: Path) -> None:
+    folder = tmp_path / "no such folder"
+    for arguments in (
+        ("receive", folder, "job", "--fault", "WD-A=lost"),
+        ("clock", folder, "--advance", "1d"),
+        ("fault", folder, "throttled"),
+    ):
+        error = CliRunner().invoke(app, [str(argument) for argument in arguments]).exception
+        assert isinstance(error, NotFound), error
+        assert error.hint == f"`diskprep datacenter serve '{folder}'` makes one"
+        assert not folder.exists()
+    assert CliRunner().invoke(app, ["sas", str(folder), "backup"]).exit_code == 0
+    assert CliRunner().invoke(app, ["clock", str(folder), "--advance", "1d"]).exit_code == 0
+
+
+def test_a_package_that_is_not_described_in_full_is_not_opened(serving: Serving) -> None:
+    account = _account(serving.folder)
+    first, second = (make_disk(serving.folder, serial, account, files=1) for serial in ("WD-A", "WD-B"))
+    ship(serving, first, second)
+    receive, disk = ("datacenter", "receive", serving.folder, "first-backup"), f"WD-A={first.path}"
+    forgotten = diskprep(*receive, disk, code=2)[1]
+    assert "nothing is said of drive WD-B" in forgotten
+    assert "WD-B=DISK, or --fault WD-B=lost, or --fault WD-B=late" in forgotten
+    assert "nothing is said of drive WD-B" in diskprep(*receive, disk, "--fault", "WD-B=unreadable", code=2)[1]
+    strange = diskprep(*receive, disk, "--fault", "WD-B=lost", "--fault", "WD-C=lost", code=2)[1]
+    assert "'WD-C', which is not in import job first-backup" in strange
+    job = serving("GET", url())[1]["properties"]
+    assert (job["state"], {drive["state"] for drive in job["driveList"]}) == ("Shipping", {"Specified"})
+    assert "Transferring" in diskprep(*receive, disk, "--fault", "WD-B=late", "--quiet")[0]
+    assert "Closed" in diskprep(*receive, disk, "--fault", "WD-B=lost", "--quiet")[0]
+    assert "Closed" in diskprep(*receive, disk, "--quiet")[0], "what came of it is told once more"
 
 
 def test_a_story_with_faults_from_the_command_line(serving: Serving) -> None:

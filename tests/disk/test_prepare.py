@@ -190,7 +190,7 @@ def test_a_journal_of_another_job_is_refused_and_the_disk_not_touched(bench: Ben
     prepare.prepare_disk(order, events.silent)
     before = hashlib.sha256(order.target.path.read_bytes()).digest()
     other = replace(order, seed=replace(order.seed, job_name="other-job"))
-    with pytest.raises(DiskRefused, match="another disk or job"):
+    with pytest.raises(DiskRefused, match="belongs to job test-job"):
         prepare.prepare_disk(other, events.silent)
     elsewhere = replace(
         other, journal_path=bench.root / "elsewhere/WD-0001.journal", staging=Staging(bench.root / "s2")
@@ -204,7 +204,12 @@ def test_a_second_preparation_of_the_same_disk_at_once_is_refused(bench: Bench) 
     order = bench.order()
     durable.make_directory(order.journal_path.parent)
     durable.make_directory(bench.staging.journals)
-    identity = {"serial": "WD-0001"}
+    identity = {
+        "serial": "WD-0001",
+        "size_bytes": order.target.size_bytes,
+        "job_name": "test-job",
+        "repository_id": "ab" * 32,
+    }
     with journal.Journal.create(order.journal_path, identity), pytest.raises(Locked):
         prepare.prepare_disk(order, events.silent)
 

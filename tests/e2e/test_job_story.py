@@ -160,8 +160,9 @@ def test_10_watch_follows_the_job_off_a_terminal_and_ends_when_there_is_somethin
     lost = serials(desk)[1]
     diskprep("datacenter", "receive", desk.practice, JOB, *_package(desk), "--fault", f"{lost}=lost")
     out, err = watcher.communicate(timeout=60)
-    if watcher.returncode == 0:  # it was seen before the job had ended: that is told at once, for the carrier's sake
-        assert "ask the carrier" in err
+    assert watcher.returncode == 44, (
+        err
+    )  # as soon as the drive is missed, for the carrier's sake; else at the job's end
     told = diskprep("job", "watch", desk.staging, "--every", "1s", *service, code=44)[1]
     assert f"drive {lost}" in told
     assert "diskprep job report" in told

@@ -32,14 +32,20 @@ class Site:
     def create(self, drives: Sequence[Drive] | None = None) -> Job:
         return jobs.create_job(self.service, self.place, self.seed, drives or self.drives, ledger=self.ledger)
 
-    def ship(self, tracking_number: str = "JD0001", count: int = 2, serials: Sequence[str] | None = None) -> Job:
+    def ship(
+        self,
+        tracking_number: str = "JD0001",
+        count: int = 2,
+        serials: Sequence[str] | None = None,
+        ship_date: date = date(2026, 3, 2),
+    ) -> Job:
         return jobs.enter_shipping(
             self.service,
             self.place,
             carrier="DHL",
             tracking_number=tracking_number,
             drive_count=count,
-            ship_date=date(2026, 3, 2),
+            ship_date=ship_date,
             return_address=self.address,
             serials=serials,
             ledger=self.ledger,

@@ -47,7 +47,7 @@ AWAY = (DriveState.SPECIFIED, "")
         (saved(JobState.CREATING, AWAY), "job ship", None, False, "has no tracking number"),
         (saved(JobState.CREATING, cancel_requested=True), "", None, True, "cancelling it was asked for"),
         (saved(JobState.SHIPPING, AWAY), "", None, True, "DHL JD0001"),
-        (saved(JobState.SHIPPING, AWAY, MISSED), "", None, True, "drive WD-2 of import job"),
+        (saved(JobState.SHIPPING, AWAY, MISSED), "", DrivesFailed, True, "drive WD-2 of import job"),
         (saved(JobState.SHIPPING, AWAY, package=None), "", None, True, "the package of import job"),
         (saved(JobState.RECEIVED, AWAY), "", None, True, "in the datacenter"),
         (saved(JobState.TRANSFERRING, AWAY), "", None, True, "being copied"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from diskprep.errors import DataDamaged, JobConflict, NotFound, NotSignedIn, Ser
 from diskprep.importjob import booking, creation, lookup, sending
 from diskprep.importjob import job as jobs
 from diskprep.importjob.ledger import Ledger, key_of
-from diskprep.importjob.model import Job, JobState, Package
+from diskprep.importjob.model import Job, JobState, Package, ReturnShipping
 from diskprep.importjob.service import AzureImportService
 from diskprep.secrets import Secret
 from diskprep.seed import Staging, save_seed
@@ -215,9 +215,10 @@ def test_a_job_that_is_over_frees_its_drives_but_not_its_number(
     assert not site.entry.open
     test_clock.advance(days=91)  # and forgets it
     second.create()
+    day = test_clock().date()
     with pytest.raises(JobConflict, match="JD0001 belongs to import job first-backup"):
-        second.ship()
-    assert second.ship("JD0001-1").state == JobState.SHIPPING
+        second.ship(ship_date=day)
+    assert second.ship("JD0001-1", ship_date=day).state == JobState.SHIPPING
 
 
 def test_creating_a_job_that_is_over_takes_no_drives_from_the_job_that_has_them_now(
@@ -399,3 +400,71 @@ def test_nothing_of_a_password_is_in_the_files(site: Site) -> None:
     )
     assert not any(group in written for group in site.drives[0].recovery_password.reveal().split("-"))
     assert site.ledger.path.stat().st_mode & 0o077 == 0
+
+
+def test_another_way_back_is_entered_also_when_the_package_is_the_same(site: Site) -> None:
+    site.create()
+    site.ship()
+    moved = replace(site, address=replace(site.address, street_address1="2 Street"))
+    job = moved.ship()
+    assert job.return_address is not None
+    assert job.return_address.street_address1 == "2 Street"
+    back = ReturnShipping(carrier="DHL", account_number="7")
+    job = jobs.enter_shipping(
+        site.service, site.place, carrier="DHL", tracking_number="JD0001", drive_count=2, return_shipping=back
+    )
+    assert job.return_shipping == back
+    assert job.package is not None
+    assert job.package.ship_date == date(2026, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"email": "nobody"}, "not an e-mail address"),
+        ({"city": "To\nwn"}, "line end"),
+        ({"recipient_name": "\x1b[31mOperator"}, "line end"),
+        ({"street_address2": "x" * 201}, "longer than 200"),
+    ],
+)
+def test_a_way_back_that_cannot_stand_on_a_label_is_refused_before_anything_is_sent(
+    site: Site, changed: dict[str, str], told: str
+) -> None:
+    site.create()
+    with pytest.raises(UsageError, match=told):
+        replace(site, address=replace(site.address, **changed)).ship()
+    assert site.refresh().state == JobState.CREATING
+
+
+@pytest.mark.parametrize("day", [date(2026, 1, 20), date(2026, 4, 1), date(2062, 3, 2)])
+def test_a_package_is_not_sent_long_ago_or_in_the_far_future(site: Site, day: date) -> None:
+    site.create()
+    with pytest.raises(UsageError, match="was not sent on"):
+        jobs.enter_shipping(
+            site.service,
+            site.place,
+            carrier="DHL",
+            tracking_number="JD0001",
+            drive_count=2,
+            ship_date=day,
+            return_address=site.address,
+        )
+
+
+def test_a_refused_carrier_or_number_says_what_would_do(site: Site) -> None:
+    site.create()
+    for carrier, number, error, hint in (
+        ("Pigeon", "JD0001", ServiceError, "DHL"),
+        ("DHL", "7", UsageError, "receipt"),
+    ):
+        with pytest.raises(error) as caught:
+            jobs.enter_shipping(
+                site.service,
+                site.place,
+                carrier=carrier,
+                tracking_number=number,
+                drive_count=2,
+                ship_date=date(2026, 3, 2),
+                return_address=site.address,
+            )
+        assert hint in caught.value.hint

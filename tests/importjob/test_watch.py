@@ -171,7 +171,8 @@ def test_a_drive_that_does_not_arrive_ends_the_watch_once(
     (tmp_path / "wd-1.img").write_bytes(b"")
     advice = shipped.watch(lambda: datacenter.receive("first-backup", {"WD-1": tmp_path / "wd-1.img"}))
     assert "drive WD-2 of import job first-backup did not arrive" in advice.text
-    assert (advice.command, advice.error) == ("", None)
+    assert advice.command == ""
+    assert isinstance(advice.error, DrivesFailed)
     assert "drive WD-2: NeverReceived" in shipped.notes
     shipped.notes.clear()
     (tmp_path / "wd-2.img").write_bytes(b"")
@@ -341,3 +342,37 @@ def test_a_job_that_was_cancelled_and_is_gone_rings_no_alarm(desk: Desk, test_cl
     test_clock.advance(days=200)
     desk.watch(once=True)
     assert desk.alarms == []
+
+
+def test_a_look_by_hand_does_not_silence_the_timers_hook(desk: Desk, test_clock: TurnedClock) -> None:
+    test_clock.advance(days=9, hours=1)
+    desk.watch(hook=None, once=True)
+    assert any("ends in" in note for note in desk.notes)
+    assert load_job(desk.staging).told == ()
+    desk.watch(once=True)
+    assert [alarm.days_left for alarm in desk.alarms] == [5]
+    desk.watch(once=True)
+    assert len(desk.alarms) == 1
+
+
+def test_a_drive_that_did_not_arrive_is_passed_on_once_whoever_saw_it_first(shipped: Desk, stages: Stages) -> None:
+    stages.become(JobState.RECEIVED, (DriveState.RECEIVED, 0, ""), (DriveState.NEVER_RECEIVED, 0, ""))()
+    jobs.refresh_job(shipped.service, shipped.staging)  # somebody's `job show`
+
+    def refuse(_alarm: Alarm) -> None:
+        raise DiskprepError("no mail today")
+
+    assert isinstance(shipped.watch(hook=refuse, once=True).error, DrivesFailed)
+    assert load_job(shipped.staging).passed_on == ()
+    for _ in range(2):
+        assert isinstance(shipped.watch(once=True).error, DrivesFailed)
+    assert [(alarm.days_left, alarm.text) for alarm in shipped.alarms] == [(None, "drive WD-2 did not arrive")]
+
+
+def test_how_things_stand_is_told_before_each_wait(shipped: Desk, stages: Stages) -> None:
+    told: list[str] = []
+    ended = stages.become(JobState.COMPLETED, *[(DriveState.COMPLETED, 100, "Completed")] * 2)
+    shipped.watch(nothing, ended, stands=told.append)
+    assert len(told) == 2
+    assert told[0].startswith("import job first-backup: Shipping, the package is on its way; looks again on ")
+    assert len(shipped.notes) == len([note for note in shipped.notes if "looks again" not in note])

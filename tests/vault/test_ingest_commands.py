@@ -15,6 +15,7 @@ from support import make_tree
 from typer.testing import CliRunner
 
 from diskprep.cli import ingesting
+from diskprep.cli.places import ingested_file
 from diskprep.errors import IngestIncomplete, JobConflict, NotFound, UsageError
 from diskprep.repository.repository import Repository, open_repository
 from diskprep.seal import Seal, load_seal
@@ -217,3 +218,19 @@ def test_a_vault_that_was_not_published_is_told(journey: Journey) -> None:
     with pytest.raises(NotFound, match="no config"):
         journey.ingest()
     assert list(DirectoryStore(journey.vault).list()) == []
+
+
+def test_packs_that_did_not_arrive_are_sent_again_by_a_repair(journey: Journey) -> None:
+    journey.run("publish", journey.staging.root, "--vault", journey.vault)
+    journey.deliver()
+    (journey.folder / "container" / journey.seal.data_packs[0].name).unlink()
+    with pytest.raises(IngestIncomplete) as lacking:
+        journey.ingest("--no-backup")
+    named = f"{journey.staging.root} --container {journey.folder}/container"
+    assert f"diskprep job report {named}" in lacking.value.hint
+    assert f"diskprep job repair {named}" in lacking.value.hint
+    assert not ingested_file(journey.staging).exists()
+    journey.deliver()
+    journey.ingest("--no-backup")
+    assert ingested_file(journey.staging).read_bytes() == (journey.folder / "certificate.json").read_bytes()
+    ingested_file(journey.staging).unlink()
