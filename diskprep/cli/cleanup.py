@@ -70,10 +70,11 @@ def plan(
         return
     for line in found.plan.lines():
         print(output.escape(line))
-    named = f" --container {container}" if container else ""
+    named = f" --container {output.word(container)}" if container else ""
     more = "".join(f" --accounted-for {serial}" for serial in accounted_for or ())
     output.next_step(
-        f"diskprep cleanup run {output.word(staging)}{named} --vault {output.word(vault)} --certificate {output.word(certificate)}{more}"
+        f"diskprep cleanup run {output.word(staging)}{named} --vault {output.word(vault)} "
+        f"--certificate {output.word(certificate)}{more}"
     )
 
 
