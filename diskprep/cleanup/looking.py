@@ -20,6 +20,7 @@ from diskprep.vault.certificate import Certificate
 from diskprep.vault.reading import in_threads
 
 HINT = "nothing was deleted; `diskprep vault ingest` proves the vault and writes a new certificate"
+_CONFIG = "config"
 
 
 @runtime_checkable
@@ -131,6 +132,16 @@ def refuse_other_content(covered: Mapping[str, SealedFile], vault: Store, emit: 
             f"the vault has changed since it was certified: {len(wrong)} files are not what was sealed, {wrong[0]} "
             "among them",
             hint=HINT,
+        )
+
+
+def refuse_repository(container: Store) -> None:
+    """Disks bring packs and index files. What has a config is a repository of its own, whose backups count on them."""
+    if container.stat(_CONFIG) is not None:
+        raise CleanupRefused(
+            f"{container.location} has a config: it is the vault or another repository, and not what the disks were "
+            "imported into",
+            hint="nothing was deleted; name the import's container, or leave it out with --staging-only",
         )
 
 

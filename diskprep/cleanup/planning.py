@@ -16,6 +16,7 @@ from diskprep.cleanup.looking import (
     reason_to_keep,
     refuse_changed_vault,
     refuse_outstanding,
+    refuse_repository,
     refuse_vault_without_slot,
 )
 from diskprep.errors import CleanupRefused
@@ -112,6 +113,8 @@ def plan(
     repository = DirectoryStore(staging.repository)
     in_place = container is not None and is_the_vault(container, vault, certificate)
     looked_into = None if in_place else container
+    if looked_into is not None:
+        refuse_repository(looked_into)
     made = plan_from_listings(
         seal,
         certificate,
@@ -148,8 +151,9 @@ def plan_from_listings(
     for place, listing in ((Place.STAGING, staging), (Place.CONTAINER, container)):
         for stored in sorted(listing, key=lambda stored: stored.name):
             reason = reason_to_keep(covered.get(stored.name), stored.size_bytes)
-            if place is Place.STAGING and stored.name in openers:
-                reason = "opens escrow/ for who has the passphrase"
+            if stored.name in openers:  # these alone are not named by their content: it may be another's
+                opens = place is Place.STAGING
+                reason = "opens escrow/ for who has the passphrase" if opens else "is no part of an import"
             if reason:
                 kept.append(Kept(what=f"{place}: {stored.name}", reason=reason))
             else:

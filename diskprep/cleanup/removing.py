@@ -20,6 +20,7 @@ from diskprep.cleanup.looking import (
     refuse_other_certificate,
     refuse_other_content,
     refuse_outstanding,
+    refuse_repository,
     refuse_short_grace,
     refuse_vault_without_slot,
 )
@@ -75,10 +76,13 @@ def run(
     order = [place for place in (Place.CONTAINER, Place.STAGING) if place in places and place in sources]
     named = {place: [removal for removal in cleanup_plan.removals if removal.place is place] for place in order}
     in_place = container is not None and is_the_vault(container, vault, certificate)
-    order = [place for place in order if named[place] or place is Place.STAGING or not in_place]
+    if in_place and Place.STAGING in places and not named.get(Place.CONTAINER):
+        order = [Place.STAGING]  # the container stays, as the plan says
     for place in order:
         if is_the_vault(sources[place], vault, certificate):
             raise CleanupRefused(f"{sources[place].location} is the vault itself", hint="nothing was deleted")
+        if place is Place.CONTAINER:
+            refuse_repository(sources[place])
         refuse_short_grace(sources[place], grace)
     if read_vault:
         refuse_other_content(covered, vault, emit)
@@ -210,10 +214,10 @@ def _settle(
 ) -> None:
     """Tell the vault when nothing is left that this certificate lets go: then recovery points may go."""
     openers = {file.name for file in seal.of_kind(*OPENERS)}
-    for place, source in sources.items():
+    for source in sources.values():
         left = {stored.name for stored in source.list()} & covered.keys()
         aside = isinstance(source, DirectoryStore) and any(batch.files for batch in Aside(source.root).batches())
-        if aside or left - (openers if place is Place.STAGING else set()):
+        if aside or left - openers:
             return
     cleanups.settle(vault, certificate)
 

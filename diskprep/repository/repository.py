@@ -203,9 +203,10 @@ class Repository:
         return locks.find_holds(self._locks)
 
     def remove_stale_locks(self) -> None:
-        """Delete locks that count for nothing: of dead processes of this computer, or long without a refresh."""
+        """Delete locks that count for nothing: of dead processes of this computer, or long without a refresh.
+        Not holds: one that has expired says that disks may travel still."""
         for record in self._locks.records():
-            if record.is_stale():
+            if record.is_stale() and not record.is_hold:
                 self._locks.delete(record.name)
 
     # -- sealed JSON files

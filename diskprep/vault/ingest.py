@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -32,9 +32,11 @@ from diskprep.store.directory import DirectoryStore
 from diskprep.vault import certificate as certificates
 from diskprep.vault.certificate import Certificate
 from diskprep.vault.check import check
-from diskprep.vault.online import sealed_bytes
+from diskprep.vault.online import place_hold, sealed_bytes
+from diskprep.vault.outstanding import outstanding
 from diskprep.vault.reading import in_threads
 from diskprep.vault.receipts import Proof, Receipt, Receipts
+from diskprep.vault.repair import dropped_packs
 
 _STAGE = "ingest"
 _NOTES_MAX = 50
@@ -106,10 +108,8 @@ def ingest(
         raise JobConflict(f"{vault.location} holds another repository than the seal describes")
     began = clock.rfc3339(clock.now())
     with repository.lock() as lock:
-        repository.reload_index()
-        _verify_online_files(vault, repository, seal)
         receipts = Receipts(vault, repository.key, job_name, seal.digest)
-        receipts.load()
+        receipts.load(after=_certified(vault, job_name))
         bring = _Bring(
             container=container,
             vault=vault,
@@ -121,34 +121,61 @@ def ingest(
             in_place=is_same(container, vault),
         )
         try:
-            proofs = _bring_packs(bring, seal, placement, emit, tell_fault)
-        finally:
-            with contextlib.suppress(DiskprepError):  # what went wrong first says more; unwritten ones cost time only
-                receipts.write()
-        snapshots = _verify_whole(vault, repository, seal)
-        lock.require_held()
-    trusted = sum(receipt.proof is Proof.MD5 for receipt in proofs)
-    certificate = Certificate(
-        job_name=job_name,
-        repository_id=repository.id,
-        seal_digest=seal.digest,
-        snapshots=snapshots,
-        vault=vault.location,
-        created=clock.rfc3339(clock.now()),
-        method=certificates.METHOD_MD5 if trusted else certificates.METHOD,
-        files=len(seal.files),
-        files_bytes=sum(file.size_bytes for file in seal.files),
-        files_digest=certificates.files_digest(seal.files),
-        data_packs=len(seal.data_packs),
-        data_bytes=sum(file.size_bytes for file in seal.data_packs),
-        began=min((receipt.time for receipt in proofs), key=clock.parse_rfc3339, default=began),
-        container=vault.location if bring.in_place else container.location,
-        packs_read=len(proofs) - trusted,
-        packs_trusted=trusted,
-    )
-    certificates.save(certificate, vault, certificate_path)
+            repository.reload_index()
+            try:
+                _verify_online_files(vault, repository, seal)
+            except IngestIncomplete:
+                _bring_the_rest(bring, seal, placement, emit, tell_fault)
+                raise
+            proofs = _bring_packs(bring, seal.data_packs, placement, emit, tell_fault)
+            snapshots = _verify_whole(vault, repository, seal)
+        except (IngestIncomplete, DataDamaged):
+            _withdraw(repository, job_name, emit)
+            raise
+        trusted = sum(receipt.proof is Proof.MD5 for receipt in proofs)
+        certificate = Certificate(
+            job_name=job_name,
+            repository_id=repository.id,
+            seal_digest=seal.digest,
+            snapshots=snapshots,
+            vault=vault.location,
+            created=clock.rfc3339(clock.now()),
+            method=certificates.METHOD_MD5 if trusted else certificates.METHOD,
+            files=len(seal.files),
+            files_bytes=sum(file.size_bytes for file in seal.files),
+            files_digest=certificates.files_digest(seal.files),
+            data_packs=len(seal.data_packs),
+            data_bytes=sum(file.size_bytes for file in seal.data_packs),
+            began=min((receipt.time for receipt in proofs), key=clock.parse_rfc3339, default=began),
+            container=vault.location if bring.in_place else container.location,
+            packs_read=len(proofs) - trusted,
+            packs_trusted=trusted,
+        )
+        lock.require_held()  # else what was proven may have been pruned since
+        certificates.save(certificate, vault, certificate_path)
     receipts.delete()
     return certificate
+
+
+def _certified(vault: Store, job_name: str) -> str | None:
+    """When this job was certified in the vault, RFC 3339; None where it was not, or nobody can read it."""
+    try:
+        return certificates.load_from_vault(vault, job_name).created
+    except DiskprepError:
+        return None
+
+
+def _withdraw(repository: Repository, job_name: str, emit: Emit) -> None:
+    """Take away the certificate of an earlier ingestion: what it says is not so any more, and a cleanup would delete
+    the other copy. Where that cleanup is not settled the vault is held again, as before the certificate."""
+    vault = repository.store
+    if vault.stat(certificates.object_name(job_name)) is None:
+        return
+    waits = job_name in outstanding(vault)
+    vault.delete(certificates.object_name(job_name))
+    emit(Note(stage=_STAGE, text=f"the earlier certificate of {job_name} does not hold any more: it is withdrawn"))
+    if waits:
+        place_hold(repository, job_name)
 
 
 def is_same(one: Store, other: Store) -> bool:
@@ -175,15 +202,41 @@ def _verify_whole(vault: BlobStore, repository: Repository, seal: Seal) -> tuple
     return result.snapshots
 
 
+def _bring_the_rest(bring: _Bring, seal: Seal, placement: Mapping[str, str], emit: Emit, tell_fault: TellFault) -> None:
+    """Bring what did arrive of a seed that a repair has dropped packs of, if one has. Raises IngestIncomplete then:
+    such a seed is not certified, for it is not there as it was sealed."""
+    gone = dropped_packs(bring.vault)
+    left = sum(file.sha256 in gone for file in seal.data_packs)
+    if not left:
+        return
+    named = bring.repository.index.packs
+    _bring_packs(bring, [f for f in seal.data_packs if f.sha256 in named], placement, emit, tell_fault)
+    raise IngestIncomplete(
+        f"a repair has dropped {left} of the {len(seal.data_packs)} packs of {seal.job_name} from "
+        f"{bring.vault.location}, so it cannot be certified; all others are in the vault",
+        hint="`diskprep vault repair` says what is lost; keep the staging and the container until nothing is",
+    )
+
+
 def _bring_packs(
-    bring: _Bring, seal: Seal, placement: Mapping[str, str], emit: Emit, tell_fault: TellFault
+    bring: _Bring, packs: Sequence[SealedFile], placement: Mapping[str, str], emit: Emit, tell_fault: TellFault
 ) -> list[Receipt]:
-    """Bring and prove every pack; how each was proven."""
-    total = sum(file.size_bytes for file in seal.data_packs)
+    """Bring and prove every pack; how each was proven. Receipts are written whatever goes wrong."""
+    try:
+        return _brought(bring, packs, placement, emit, tell_fault)
+    finally:
+        with contextlib.suppress(DiskprepError):  # what went wrong first says more; unwritten ones cost time only
+            bring.receipts.write()
+
+
+def _brought(
+    bring: _Bring, packs: Sequence[SealedFile], placement: Mapping[str, str], emit: Emit, tell_fault: TellFault
+) -> list[Receipt]:
+    total = sum(file.size_bytes for file in packs)
     done = 0
     proofs: list[Receipt] = []
     faults: list[PackFault] = []
-    for outcome in in_threads(bring.vault, bring, seal.data_packs):
+    for outcome in in_threads(bring.vault, bring, packs):
         file = outcome.file
         done += file.size_bytes
         emit(Progress(stage=_STAGE, done_bytes=done, total_bytes=total))
@@ -205,7 +258,7 @@ def _bring_packs(
                 text = f"{file.name} is {outcome.fault}{outcome.reason}"
                 emit(Note(stage=_STAGE, text=text, item=disk or "no disk"))
     if faults:
-        raise _incomplete(faults, len(seal.data_packs))
+        raise _incomplete(faults, len(packs))
     return proofs
 
 
@@ -250,6 +303,8 @@ class _Bring:
             reason, receipt = self._verify(file)
             if receipt is not None:
                 return _Outcome(file=file, receipt=receipt)
+            if self._is_as_named(file):  # it is the index that is wrong: no copy is better, and it may be worse
+                return _Outcome(file=file, fault=Fault.DAMAGED, reason=reason)
         for name in self._sources(file):
             with contextlib.suppress(NotFound):
                 reason, receipt = self._copy(file, name)

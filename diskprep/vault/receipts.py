@@ -49,8 +49,9 @@ class Receipts:
     _new: dict[str, Receipt] = field(default_factory=dict)
     _written_s: float = field(default_factory=clock.monotonic_s)
 
-    def load(self) -> None:
-        """Read what earlier runs left; what is damaged, or of another seal, is passed over."""
+    def load(self, *, after: str | None = None) -> None:
+        """Read what earlier runs left; what is damaged, of another seal, or not made `after` this time (RFC 3339), is
+        passed over."""
         for stored in list(self.vault.list(self._folder)):
             try:
                 document = codec.decode_json(self.key.open(self.vault.read(stored.name)))
@@ -59,6 +60,7 @@ class Receipts:
                     found = {
                         str(pack): Receipt(version=str(version), proof=Proof(proof), time=str(time))
                         for pack, (version, proof, time) in packs
+                        if after is None or clock.parse_rfc3339(time) > clock.parse_rfc3339(after)
                     }
                     self._known.update(found)
             except (DataDamaged, NotFound, KeyError, TypeError, ValueError, AttributeError):

@@ -128,6 +128,7 @@ def repair(
     with repository.lock():
         points = repository.snapshots()  # before the index: what a backup adds meanwhile is then in the index
         repository.reload_index()
+        bad = [pack for pack in bad if pack.pack in repository.index.packs]  # another repair may have been faster
         sent = _send(repository, bad, staging, emit) if staging is not None else frozenset()
         left = [pack for pack in bad if pack.pack not in sent]
         sound = Sound(repository.index, {pack.pack for pack in left})
@@ -149,9 +150,10 @@ def repair(
         finally:
             storing.close()
         lost = trees.lost(points)
+        stored = {each.name for each in repository.store.list("data/")}
     dropped: frozenset[str] = frozenset()
     if left and (sources or drop):
-        dropped = _drop(repository, left, sound)
+        dropped = _drop(repository, left, sound, stored)
         emit(Note(stage=_STAGE, text=f"{len(dropped)} packs left the index"))
     repository.forget_index()
     return Mended(
@@ -245,18 +247,19 @@ def _adopt(repository: Repository, sound: Sound, emit: Emit) -> int:
     return len(adopted)
 
 
-def _drop(repository: Repository, bad: Iterable[BadPack], sound: Sound) -> frozenset[str]:
-    """Take these packs out of the index, but for those that have come back meanwhile; which these were."""
+def _drop(repository: Repository, bad: Iterable[BadPack], sound: Sound, there: Collection[str]) -> frozenset[str]:
+    """Take these packs out of the index, but for those that have come back meanwhile; which these were. `there`: names
+    of the packs that the store had a moment ago; others that have a lost blob, too, still travel."""
     counted_on = {
         object_name(found.pack)
         for pack in bad
         for blob in repository.index.packs[pack.pack].blobs
         if (found := sound.find(blob.kind, blob.id)) is not None
-    }
+    } & set(there)
     directory = locks.LockDirectory(repository.store, repository.key)
     with locks.locked(directory, exclusive=True, tolerate_holds=True) as lock:
         sizes = {stored.name: stored.size_bytes for stored in repository.store.list("data/")}
-        flaws = {pack.pack: pack.flaw for pack in bad if not _came_back(pack, sizes)}
+        flaws = {pack.pack: pack.flaw for pack in bad if not _came_back(repository, pack, sizes)}
         if not flaws:
             return frozenset()
         if gone := counted_on - sizes.keys():  # nobody held the repository for a moment
@@ -281,8 +284,11 @@ def _drop(repository: Repository, bad: Iterable[BadPack], sound: Sound) -> froze
     return frozenset(flaws)
 
 
-def _came_back(pack: BadPack, sizes: Mapping[str, int]) -> bool:
-    return pack.flaw is not Flaw.DAMAGED and sizes.get(pack.name) == pack.size_bytes
+def _came_back(repository: Repository, pack: BadPack, sizes: Mapping[str, int]) -> bool:
+    """Whether somebody has sent the pack again: it was found hours ago, and may be certified by now."""
+    if sizes.get(pack.name) != pack.size_bytes:
+        return False
+    return pack.flaw is not Flaw.DAMAGED or _flaw_of(repository, repository.index.packs[pack.pack]) is None
 
 
 def _note_dropped(store: Store, packs: Collection[str]) -> None:

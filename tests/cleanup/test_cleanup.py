@@ -257,12 +257,53 @@ def test_the_vault_under_another_name_is_not_emptied(certified: tuple[Trip, Cert
     (alias / "data").symlink_to(trip.folder / "vault/data")  # a bind mount or another host name does the same
     before = everything(trip)["vault"]
     for store in (_Renamed(trip.vault), DirectoryStore(alias)):
-        plan = cleanup.plan(trip.staging, trip.seal, certificate, container=store, vault=trip.vault)
+        plan = cleanup.plan(trip.staging, trip.seal, certificate, container=_NoConfig(store), vault=trip.vault)
         if not [removal for removal in plan.removals if removal.place is Place.CONTAINER]:
             continue
-        with pytest.raises(CleanupRefused, match="the vault"):
-            cleanup.run(plan, trip.staging, trip.seal, certificate, container=store, vault=trip.vault)
+        for container in (store, _NoConfig(store)):
+            with pytest.raises(CleanupRefused, match="the vault"):
+                cleanup.run(plan, trip.staging, trip.seal, certificate, container=container, vault=trip.vault)
     assert everything(trip)["vault"] == before
+
+
+def test_a_container_that_is_another_repository_is_not_touched(
+    certified: tuple[Trip, Certificate], tmp_path: Path
+) -> None:
+    trip, certificate = certified
+    other = DirectoryStore(tmp_path / "other")
+    restic(tmp_path / "other", trip.password_file, "init")
+    (config,) = trip.seal.of_kind(FileKind.CONFIG)
+    there = other.stat(config.name)
+    assert there is not None
+    assert there.size_bytes == config.size_bytes  # by name and size it is what the certificate covers
+    with pytest.raises(CleanupRefused, match="another repository"):
+        cleanup.plan(trip.staging, trip.seal, certificate, container=other, vault=trip.vault)
+    plan = cleanup.plan_from_listings(
+        trip.seal, certificate, staging=(), container=other.list(), vault=trip.vault.list()
+    )
+    assert plan.removals == ()
+    second = DirectoryStore(tmp_path / "second")  # the same seed in a vault of another place
+    for file in trip.seal.files:
+        second.write(file.name, [trip.vault.read(file.name)])
+    plan = make_plan(trip, certificate)
+    with pytest.raises(CleanupRefused, match="another repository"):
+        cleanup.run(plan, trip.staging, trip.seal, certificate, container=second, vault=trip.vault)
+    restic(tmp_path / "other", trip.password_file, "check")
+    restic(tmp_path / "second", trip.password_file, "check", "--read-data")
+
+
+class _NoConfig:
+    """A store that does not show that it is a repository."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def stat(self, name: str) -> StoredObject | None:
+        found: StoredObject | None = None if name == "config" else self._store.stat(name)
+        return found
 
 
 class _Renamed:

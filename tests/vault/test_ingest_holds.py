@@ -9,11 +9,12 @@ import pytest
 from trip import JOB, Trip, restic
 
 from diskprep import clock
-from diskprep.errors import NotSignedIn
+from diskprep.errors import Locked, NotSignedIn
 from diskprep.repository.lock import HOLD_LIFETIME_S, Hold, LockDirectory
 from diskprep.repository.lock import place_hold as write_hold
 from diskprep.store.directory import DirectoryStore
 from diskprep.vault.online import place_hold, refresh_holds
+from diskprep.vault.prune import prune
 
 
 @pytest.fixture
@@ -97,3 +98,11 @@ def test_who_may_only_read_gets_no_error(published: Trip, monkeypatch: pytest.Mo
 def test_a_hold_whose_label_is_no_jobs_name_is_kept(published: Trip) -> None:
     old_hold(published, "Somebody else's")
     assert refresh_holds(published.open()) == ("Somebody else's",)
+
+
+def test_an_expired_hold_is_not_swept_away_with_stale_locks(published: Trip) -> None:
+    hold = old_hold(published, days=61)
+    published.open().remove_stale_locks()  # as every backup does
+    assert [found.name for found in published.open().find_holds()] == [hold.name]
+    with pytest.raises(Locked, match="expired"):
+        prune(published.open())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,15 +14,19 @@ from typing import Any
 import pytest
 from trip import JOB, SERIALS, Seeded, Trip, flip_middle, new_trip, overwrite
 
-from diskprep.errors import DataDamaged, FormatTooNew, IngestIncomplete
+from diskprep import cleanup
+from diskprep.errors import CleanupRefused, DataDamaged, FormatTooNew, IngestIncomplete, Locked
 from diskprep.repository import lock as locks
+from diskprep.seal import FileKind
 from diskprep.store import ContentProperties, Store
 from diskprep.store.directory import DirectoryStore
 from diskprep.vault import certificate as certificates
+from diskprep.vault import ingest as ingestion
 from diskprep.vault import receipts as module
 from diskprep.vault.certificate import Certificate
 from diskprep.vault.ingest import Fault, PackFault, ingest
 from diskprep.vault.receipts import Proof, Receipt, Receipts
+from diskprep.vault.repair import find_bad_packs, repair
 
 
 @pytest.fixture(autouse=True)
@@ -294,3 +299,86 @@ def test_a_certificate_of_version_1_is_still_read(delivered: Trip) -> None:
     path.write_text(path.read_text().replace('"version": 2', '"version": 3'))
     with pytest.raises(FormatTooNew):
         certificates.load(path)
+
+
+@pytest.mark.parametrize("what", ["pack", "index"])
+def test_a_certificate_that_does_not_hold_any_more_is_withdrawn_and_the_vault_held_again(trip: Trip, what: str) -> None:
+    in_place(trip)
+    proven = bring(trip)
+    file = trip.seal.data_packs[0] if what == "pack" else trip.seal.of_kind(FileKind.INDEX)[0]
+    flip_middle(trip.folder / "vault" / file.name)
+    with pytest.raises((IngestIncomplete, DataDamaged)):
+        bring(trip)
+    assert trip.vault.stat(certificates.object_name(JOB)) is None
+    plan = cleanup.plan(trip.staging, trip.seal, proven, container=None, vault=trip.vault)
+    with pytest.raises(CleanupRefused, match="copy of the certificate"):
+        cleanup.run(plan, trip.staging, trip.seal, proven, container=None, vault=trip.vault)
+    assert [hold.label for hold in trip.open().find_holds()] == [JOB]
+    assert trip.publish() == (0 if what == "pack" else file.size_bytes)
+    trip.vault.write(file.name, [DirectoryStore(trip.staging.repository).read(file.name)])
+    assert bring(trip).digest != proven.digest
+
+
+def test_receipts_that_are_older_than_the_certificate_prove_nothing(
+    delivered: Trip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Receipts, "delete", lambda self: None)  # cut off when the certificate was there
+    bring(delivered)
+    assert receipts(delivered)
+    path = delivered.folder / "vault" / delivered.seal.data_packs[0].name
+    status = path.stat()
+    flip_middle(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # as a disk decays
+    for stored in list(delivered.container.list("data/")):
+        delivered.container.delete(stored.name)
+    with pytest.raises(IngestIncomplete, match="1 damaged"):
+        bring(delivered)
+
+
+def test_nobody_has_the_vault_alone_before_the_certificate_is_there(
+    delivered: Trip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, refusals = certificates.save, []
+
+    def save(*arguments: Any) -> None:
+        with pytest.raises(Locked), delivered.open().lock(exclusive=True):
+            pass
+        refusals.append(1)
+        real(*arguments)
+
+    monkeypatch.setattr(certificates, "save", save)
+    bring(delivered)
+    assert refusals == [1]
+
+
+def test_a_whole_pack_of_the_vault_is_never_replaced(delivered: Trip, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack = delivered.seal.data_packs[0]
+    whole = DirectoryStore(delivered.staging.repository).read(pack.name)
+    delivered.vault.write(pack.name, [whole])  # sent again, for this disk was damaged
+    flip_middle(delivered.folder / "container" / pack.name)
+    real, reads = ingestion.verify_pack, []
+
+    def misread(name: str, *more: Any) -> Any:
+        if name == pack.sha256 and not reads:
+            reads.append(name)
+            raise DataDamaged("read wrongly once")
+        return real(name, *more)
+
+    monkeypatch.setattr(ingestion, "verify_pack", misread)
+    with pytest.raises(IngestIncomplete, match="1 damaged"):
+        bring(delivered)
+    assert delivered.vault.read(pack.name) == whole
+    bring(delivered)
+
+
+def test_what_arrives_after_packs_were_dropped_still_gets_into_the_vault(delivered: Trip) -> None:
+    lost, *others = delivered.seal.data_packs
+    delivered.container.delete(lost.name)
+    repository = delivered.open()
+    bad = [pack for pack in find_bad_packs(repository) if pack.name == lost.name]
+    assert repair(repository, bad, drop=True).dropped == 1  # its disk was lost, the others travel still
+    with pytest.raises(IngestIncomplete, match="a repair has dropped 1 of"):
+        bring(delivered)
+    assert {stored.name for stored in delivered.vault.list("data/")} >= {pack.name for pack in others}
+    assert not delivered.certificate_path.exists()
+    assert find_bad_packs(delivered.open(), read_data=True) == ()

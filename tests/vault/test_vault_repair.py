@@ -343,3 +343,31 @@ def test_a_link_or_another_file_in_the_place_of_a_source_file_gives_nothing(arri
     lost = {os.fsdecode(entry.path) for entry in mend(arrived, sources=sources(arrived, copied=True)).lost}
     assert f"{arrived.source}/folder 1/deep/random-1.bin" in lost
     assert f"{arrived.source}/folder 0/deep/random-0.bin" in lost
+
+
+def test_a_damaged_pack_that_was_sent_again_meanwhile_is_not_dropped(
+    arrived: Trip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = arrived.seal.data_packs[0].name
+    flip_middle(vault_path(arrived, name))
+    real = repairs._drop
+
+    def drop(*arguments: Any) -> Any:  # reading the sources took hours; another computer has the staging
+        assert mend(arrived, staging=DirectoryStore(arrived.staging.repository), read_data=True).sent == 1
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(repairs, "_drop", drop)
+        assert mend(arrived, sources=sources(arrived), read_data=True).dropped == 0
+    assert arrived.vault.stat(name) is not None
+    assert name.rpartition("/")[2] in arrived.open().index.packs
+    assert_whole(arrived)
+
+
+def test_packs_that_another_repair_has_dropped_since_they_were_found_are_passed_over(arrived: Trip) -> None:
+    lose(arrived)
+    repository = arrived.open()
+    bad = find_bad_packs(repository)
+    assert mend(arrived, sources=sources(arrived)).dropped == len(bad)
+    assert repair(repository, bad, sources=sources(arrived)) == Mended()
+    assert_whole(arrived)
