@@ -1,6 +1,6 @@
 # Two commands for a newcomer: `make rehearse` and `make test`. Each does its own set-up.
 .POSIX:
-.PHONY: rehearse test check fast bench bench-disks vm clean
+.PHONY: rehearse test check fast bench bench-disks bench-vault vm clean
 
 rehearse:
 	@.ci/prepare run
@@ -32,6 +32,11 @@ bench:
 bench-disks:
 	@.ci/prepare bench
 	@.venv/bin/python benchmarks/disks.py --document docs/performance.md $(BENCH)
+
+# The vault: restoring and checking beside restic.
+bench-vault:
+	@.ci/prepare bench
+	@.venv/bin/python benchmarks/vault.py --document docs/performance.md $(BENCH)
 
 # Our wheel on a Debian with SATA disks in a virtual machine, whose own kernel then opens what was prepared. Takes
 # minutes, and root once for what it boots; not a part of `make test`. docs/reference/copy-computer.md tells more.

@@ -12,7 +12,7 @@ import hashlib
 import os
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -143,7 +143,7 @@ class LongFiles:
                     written += self._write_blob(file, plaintext, offset)
             return written
 
-        for written in in_threads(self._repository.store, write, ranges(needs)):
+        for written in in_threads(self._repository.store, write, _apart(list(ranges(needs)))):
             self._on_bytes(written)
         for file in self._files:
             if file.failed:
@@ -253,6 +253,17 @@ class LongFiles:
         if error.errno not in OF_ONE_ENTRY:
             raise error
         self.told.lost.append((directory, node.name, error.strerror or str(error), False))
+
+
+def _apart(groups: list[Range]) -> Iterator[Range]:
+    """The ranges of several stretches in turn, so that threads that work on neighbours write to different files: a file
+    lets one write at a time, and the others spin."""
+    stretches = max(1, os.cpu_count() or 1)
+    length = -(-len(groups) // stretches)
+    for place in range(length):
+        for start in range(0, len(groups), length):
+            if start + place < min(len(groups), start + length):
+                yield groups[start + place]
 
 
 def _what(node: Node) -> bytes:
