@@ -6,9 +6,10 @@ rehearse:
 	@.ci/prepare run
 	@.venv/bin/diskprep rehearse $(if $(SOURCE),"$(SOURCE)")
 
-# Everything that must always hold: format, lint, types, import contract, and all tests but the slow sweeps.
+# Everything that must always hold: format, lint, types, import contract, and all tests but the slow sweeps. Two at once, a
+# file of tests in one of them.
 test: check
-	@.venv/bin/python -m pytest -m 'not slow' -p no:cacheprovider
+	@.venv/bin/python -m pytest -m 'not slow' -p no:cacheprovider -n 2 --dist loadfile
 
 check:
 	@.ci/prepare test
