@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import struct
 import subprocess
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from desk import CONTAINER, RETURN, Desk, serving
-from support import diskprep, diskprep_json, run
+from support import diskprep, diskprep_json, need, run
 
 JOB = "my-first-job"
 
@@ -252,7 +253,22 @@ def test_14_on_a_terminal_there_is_a_bar_for_each_drive(desk: Desk, service: tup
     assert b"100%" in shown
 
 
-def test_15_no_secret_is_in_any_file_that_may_be_shown(desk: Desk) -> None:
+@pytest.mark.parametrize("columns", [100, 40])
+def test_15_status_and_watch_leave_a_readable_screen_in_tmux(
+    desk: Desk, service: tuple[str, ...], columns: int
+) -> None:
+    words = " ".join(map(shlex.quote, map(str, service)))
+    program = f"{shlex.quote(sys.executable)} -m diskprep"
+    for command, code in ((f"status {desk.staging}", 0), (f"job watch {desk.staging} --every 1s {words}", 44)):
+        shown = _in_tmux(f"{program} {command}", columns)
+        assert f"ENDED {code}" in shown
+        assert serials(desk)[1] in shown.replace("\n", "")
+        assert "Traceback" not in shown
+        assert "^[" not in shown
+        assert all(len(line) <= columns for line in shown.splitlines())
+
+
+def test_16_no_secret_is_in_any_file_that_may_be_shown(desk: Desk) -> None:
     keys = [diskprep("disk", "key", serial, "--staging", desk.staging, *desk.secret)[0] for serial in serials(desk)]
     secrets = [desk.passphrase_file.read_text().strip(), *map(str.strip, keys)]
     shown = [desk.staging / "job.json", desk.base / "slip.html", *desk.staging.rglob("repair.json")]
@@ -260,6 +276,20 @@ def test_15_no_secret_is_in_any_file_that_may_be_shown(desk: Desk) -> None:
     assert len(shown) >= 4
     for path in shown:
         assert not any(secret in path.read_text() for secret in secrets), path
+
+
+def _in_tmux(command: str, columns: int) -> str:
+    """What stands on the screen of a tmux of that width once `command` has ended."""
+    server = ["-L", f"story-{os.getpid()}", "-f", "/dev/null"]
+    line = f"{command}; echo ENDED $?; sleep 60"
+    run(need("tmux"), *server, "new-session", "-d", "-x", str(columns), "-y", "50", line)
+    try:
+        until = time.monotonic() + 60
+        while "ENDED " not in (shown := run("tmux", *server, "capture-pane", "-p")) and time.monotonic() < until:
+            time.sleep(0.2)
+        return shown
+    finally:
+        run("tmux", *server, "kill-server")
 
 
 def _package(desk: Desk) -> list[str]:
