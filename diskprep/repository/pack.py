@@ -13,12 +13,12 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 from diskprep.durable import Buffer
 from diskprep.errors import DataDamaged
 from diskprep.repository import codec
-from diskprep.repository.crypto import OVERHEAD_BYTES, DataKey
+from diskprep.repository.crypto import OVERHEAD_BYTES, SEAL_ROOM_BYTES, DataKey
 
 HEADER_MAX_BYTES = 16 << 20
 HEADER_ENTRIES = (HEADER_MAX_BYTES - (1 << 20)) // 41  # as many as surely fit
@@ -28,6 +28,8 @@ _STORED = struct.Struct("<BI32s")
 _COMPRESSED = struct.Struct("<BII32s")
 _LENGTH = struct.Struct("<I")
 _FIXED_BYTES = _LENGTH.size + OVERHEAD_BYTES
+_STRETCH_BYTES = 128 << 10  # of a pack that is hashed at a time, at least
+_BUFFER_BYTES = 8 << 20  # longer blobs get memory of their own
 
 
 class BlobKind(StrEnum):
@@ -164,13 +166,25 @@ def read_entry(name_hex: str, data: Buffer, key: DataKey) -> PackEntry:
     return parse_header(name_hex, header, start)
 
 
-def open_blob(sealed: Buffer, blob: BlobLocation, key: DataKey) -> bytes:
-    """The plaintext of a blob, checked against its id. Raises DataDamaged naming pack and blob."""
+@overload
+def open_blob(sealed: Buffer, blob: BlobLocation, key: DataKey) -> bytes: ...
+@overload
+def open_blob(sealed: Buffer, blob: BlobLocation, key: DataKey, buffer: bytearray) -> bytes | memoryview: ...
+def open_blob(sealed: Buffer, blob: BlobLocation, key: DataKey, buffer: bytearray | None = None) -> bytes | memoryview:
+    """The plaintext of a blob, checked against its id. Raises DataDamaged naming pack and blob.
+
+    It is decrypted in `buffer`, if there is one and it has room; what is not compressed is then a view of it.
+    """
     limit = DATA_MAX_BYTES if blob.kind is BlobKind.DATA else TREE_MAX_BYTES
+    plaintext: bytes | memoryview
     try:
         if blob.plaintext_bytes > limit:
             raise DataDamaged("its length is not believable")
-        plaintext = key.open(sealed)
+        if buffer is None or len(sealed) + SEAL_ROOM_BYTES > len(buffer):
+            plaintext = key.open(sealed)
+        else:
+            view = memoryview(buffer)
+            plaintext = view[: key.open_into(view, memoryview(sealed))]
         if blob.uncompressed_length is not None:
             plaintext = codec.decompress(plaintext, blob.uncompressed_length)
             if len(plaintext) != blob.uncompressed_length:
@@ -185,12 +199,32 @@ def open_blob(sealed: Buffer, blob: BlobLocation, key: DataKey) -> bytes:
 def verify_pack(name_hex: str, data: Buffer, key: DataKey, entry: PackEntry | None) -> PackEntry:
     """Check a whole pack file: its hash is its name, its header is what the index says (`entry`, None: not known), and
     every blob opens and hashes to its id. Returns the entry. Raises DataDamaged. Safe to run in many threads."""
-    if hashlib.sha256(data).hexdigest() != name_hex:
-        raise DataDamaged(f"pack {name_hex}: the file's hash is not its name")
-    found = read_entry(name_hex, data, key)
+    view = memoryview(data).cast("B")
+    try:
+        found, digest = _open_all(name_hex, view, key, entry)
+    except DataDamaged:
+        if hashlib.sha256(view).hexdigest() == name_hex:
+            raise
+        digest = ""
+    if digest != name_hex:
+        raise DataDamaged(f"pack {name_hex}: the file's hash is not its name") from None
+    return found
+
+
+def _open_all(name_hex: str, view: memoryview, key: DataKey, entry: PackEntry | None) -> tuple[PackEntry, str]:
+    """Open the header and every blob; the entry, and the hash of the whole, taken on the way: a stretch is hashed and
+    opened while the processor's cache has it. Raises DataDamaged."""
+    found = read_entry(name_hex, view, key)
     if entry is not None and found != entry:
         raise DataDamaged(f"pack {name_hex}: its header differs from the index")
-    view = memoryview(data).cast("B")
+    digest = hashlib.sha256()
+    hashed = 0
+    buffer = bytearray(min(_BUFFER_BYTES, max(blob.length for blob in found.blobs)) + SEAL_ROOM_BYTES)
     for blob in found.blobs:
-        open_blob(view[blob.offset : blob.offset + blob.length], blob, key)
-    return found
+        end = blob.offset + blob.length
+        if end - hashed > _STRETCH_BYTES:
+            digest.update(view[hashed:end])
+            hashed = end
+        open_blob(view[blob.offset : end], blob, key, buffer)
+    digest.update(view[hashed:])
+    return found, digest.hexdigest()

@@ -6,7 +6,6 @@ twice as many ranges as threads are under way.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections import deque
@@ -17,9 +16,8 @@ from typing import TypeVar
 
 from diskprep.durable import Buffer, storage_error
 from diskprep.errors import DataDamaged, DiskprepError, NotFound
-from diskprep.repository import codec
-from diskprep.repository.crypto import SEAL_ROOM_BYTES, DataKey
-from diskprep.repository.pack import BlobKind, BlobLocation, PackEntry, object_name, open_blob, read_entry
+from diskprep.repository.crypto import SEAL_ROOM_BYTES
+from diskprep.repository.pack import BlobKind, BlobLocation, PackEntry, object_name, open_blob, verify_pack
 from diskprep.repository.repository import Repository
 from diskprep.store import Store, check_name
 from diskprep.store.directory import DirectoryStore
@@ -102,7 +100,7 @@ def _open(
             offset = blob.offset - start
             sealed = data[offset : offset + blob.length]
             try:
-                plaintext = _open_blob(sealed, blob, repository.key, for_plain)
+                plaintext = open_blob(sealed, blob, repository.key, for_plain)
                 yield blob, plaintext if borrow or isinstance(plaintext, bytes) else bytes(plaintext)
             except DataDamaged as error:
                 yield blob, error
@@ -130,35 +128,12 @@ def _read(store: Store, name: str, offset: int, length: int, buffer: bytearray) 
 
 
 def verify_whole(repository: Repository, entry: PackEntry) -> None:
-    """Read a pack and check all of it: its hash is its name, its header is what the index says, and every blob opens
-    and hashes to its id. Raises DataDamaged, NotFound."""
-    with _buffers(2) as (for_sealed, for_plain):
+    """Read a pack and check all of it, as `verify_pack` does. Raises DataDamaged, NotFound."""
+    with _buffers(1) as (for_sealed,):
         if entry.size_bytes > len(for_sealed):
             for_sealed.extend(bytes(entry.size_bytes - len(for_sealed)))
         data = _read(repository.store, object_name(entry.pack), 0, entry.size_bytes, for_sealed)
-        if hashlib.sha256(data).hexdigest() != entry.pack:
-            raise DataDamaged(f"pack {entry.pack}: the file's hash is not its name")
-        if read_entry(entry.pack, data, repository.key) != entry:
-            raise DataDamaged(f"pack {entry.pack}: its header differs from the index")
-        for blob in entry.blobs:
-            _open_blob(data[blob.offset : blob.offset + blob.length], blob, repository.key, for_plain)
-
-
-def _open_blob(sealed: memoryview, blob: BlobLocation, key: DataKey, buffer: bytearray) -> bytes | memoryview:
-    """What `open_blob` does, through `buffer`; the plaintext is a view of it when it is not compressed."""
-    if blob.length + SEAL_ROOM_BYTES > len(buffer) or blob.plaintext_bytes > len(buffer):
-        return open_blob(sealed, blob, key)
-    try:
-        plaintext: bytes | memoryview = memoryview(buffer)[: key.open_into(memoryview(buffer), sealed)]
-        if blob.uncompressed_length is not None:
-            plaintext = codec.decompress(plaintext, blob.uncompressed_length)
-            if len(plaintext) != blob.uncompressed_length:
-                raise DataDamaged("its length differs from the announced one")
-    except DataDamaged as error:
-        raise DataDamaged(f"pack {blob.pack}: blob {blob.id.hex()}: {error.message}") from None
-    if hashlib.sha256(plaintext).digest() != blob.id:
-        raise DataDamaged(f"pack {blob.pack}: blob {blob.id.hex()}: its content has another hash")
-    return plaintext
+        verify_pack(entry.pack, data, repository.key, entry)
 
 
 @contextmanager
