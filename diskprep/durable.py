@@ -2,24 +2,29 @@
 
 Write order: temporary name in the same directory, write, fsync, rename, fsync of the directory. A failed fsync is
 final: the temporary file is removed, the error goes up, nothing is retried on the same descriptor.
+
+Several of them that change together are one process's at a time, by a lock on a file beside them (`only_process`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from diskprep.errors import DataDamaged, DiskprepError, NotFound, StorageFull, StorageUnavailable
+from diskprep import clock
+from diskprep.errors import DataDamaged, DiskprepError, Locked, NotFound, StorageFull, StorageUnavailable
 
 Buffer = bytes | bytearray | memoryview
 
 TEMPORARY_PREFIX = ".tmp-"
+_LOCK_STEP_S = 0.05
 _NOT_SUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 #: A disk or share that is gone, or fails; ECONNABORTED is what FUSE says to a call that was under way.
 _AWAY = (
@@ -157,3 +162,38 @@ def read_json(path: Path, *, limit_bytes: int = 1 << 30) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise DataDamaged(f"{path} is not a JSON object", hint="restore it from a copy, or start this stage over")
     return document
+
+
+@contextlib.contextmanager
+def only_process(path: Path, *, busy: str, hint: str, wait_s: float = 0.0) -> Iterator[None]:
+    """Be the one process inside: by a lock on the file `path`, which is made when it is missing, and stays.
+
+    The lock ends with the process, however that ends; children it has forked keep it until they have ended, too.
+    Raises Locked(busy, hint) when another holds it for `wait_s` seconds more; NotFound, StorageFull or
+    StorageUnavailable when the file cannot be opened, or the file system has no locks: nothing runs without one.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise storage_error(error, f"open {path}") from error
+    try:
+        until_s = clock.monotonic_s() + wait_s
+        while not _lock(descriptor, path):
+            if clock.monotonic_s() >= until_s:
+                raise Locked(busy, hint=hint)
+            clock.sleep(_LOCK_STEP_S)
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # of a share that is gone, which is told already
+            os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path) -> bool:
+    """Lock an open file; False when another process has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise storage_error(error, f"lock {path}") from error
+        return False
+    return True

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 
 from diskprep import errors
-from diskprep.errors import DiskprepError, ToolMissing, UsageError
+from diskprep.errors import DiskprepError, StorageUnavailable, ToolMissing, UsageError
 
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ENVIRONMENT = {"PATH": SEARCH_PATH, "LC_ALL": "C.UTF-8"}
@@ -205,10 +205,30 @@ def fork(run: Callable[[socket.socket], None], *, close: Iterable[socket.socket]
         os._exit(status)  # nothing that the parent has set up for its own end may run here
 
 
+def receive_exactly(end: socket.socket, length: int) -> bytes:
+    """`length` bytes. Raises ConnectionError when the other side is gone."""
+    data = bytearray(length)
+    view = memoryview(data)
+    while view:
+        count = end.recv_into(view)
+        if not count:
+            raise ConnectionResetError
+        view = view[count:]
+    return bytes(data)
+
+
 def wait(pid: int) -> None:
     """Wait for the end of a child that `fork` started."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, 0)
+
+
+def ended_early(pid: int) -> StorageUnavailable:
+    """The error for a worker that `fork` started and whose socket is closed before it has answered."""
+    return StorageUnavailable(
+        f"the worker process {pid} has ended before its work was done",
+        hint="it may have been killed, or memory ran out (see dmesg); give the same command again",
+    )
 
 
 def describe_error(error: BaseException) -> bytes:

@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from diskprep import clock, durable
-from diskprep.errors import DataDamaged, FormatTooNew, JobConflict, Locked, NotFound, UsageError
+from diskprep.errors import DataDamaged, FormatTooNew, JobConflict, NotFound, UsageError
 from diskprep.seal import Seal, load_seal, save_seal
 from diskprep.seed import JOB_NAME, Staging, load_seed, save_seed
 
@@ -86,7 +85,8 @@ def make_repair(
     if strange := wanted - {pack.name for pack in seal.data_packs}:
         raise UsageError(f"{len(strange)} packs are not of this staging, the first is {min(strange)}")
     durable.make_directory(staging.repairs)
-    with _only_process(staging.repairs):
+    busy, hint = "another process makes a repair of this staging", "wait until it has ended"
+    with durable.only_process(staging.repairs / _LOCK, busy=busy, hint=hint):
         _remove_unfinished(staging.repairs)
         found = find_repairs(staging)
         earlier = [repair for repair in found if repair.of == seed.job_name and repair.job_name != job_name]
@@ -261,27 +261,6 @@ def placement(staging: Staging) -> dict[str, str]:
         return {str(name): str(disk["serial"]) for disk in document["disks"] for name in disk["packs"]}
     except (KeyError, TypeError, ValueError) as error:
         raise DataDamaged(f"{path} is damaged: {error}", hint="prepare the disks again") from None
-
-
-@contextlib.contextmanager
-def _only_process(folder: Path) -> Iterator[None]:
-    """Be the one process that makes repairs there. Raises Locked."""
-    path = folder / _LOCK
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise durable.storage_error(error, f"open {path}") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise durable.storage_error(error, f"lock {path}") from error
-            raise Locked("another process makes a repair of this staging", hint="wait until it has ended") from None
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # of a share that is gone, which is told already
-            os.close(descriptor)
 
 
 def _remove_unfinished(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import socket
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -156,3 +157,21 @@ def test_a_child_gets_no_secrets_of_ours_and_its_failure_is_told(monkeypatch: py
         process.run(["sh", "-c", "exit 3"])
     with pytest.raises(ToolMissing):
         process.run(["no-such-program-anywhere"])
+
+
+def test_bytes_that_come_in_pieces_are_received_whole_and_an_end_is_told() -> None:
+    def say(end: socket.socket) -> None:
+        for piece in (b"ab", b"", b"cde", b"f"):
+            end.sendall(piece)
+            process.receive_exactly(end, 1)
+
+    child, ours = process.fork(say)
+    with ours:
+        ours.sendall(b"...")
+        assert process.receive_exactly(ours, 0) == b""
+        assert process.receive_exactly(ours, 4) == b"abcd"
+        assert process.receive_exactly(ours, 1) == b"e"
+        ours.shutdown(socket.SHUT_WR)
+        with pytest.raises(ConnectionError):
+            process.receive_exactly(ours, 2)
+    process.wait(child)

@@ -10,11 +10,8 @@ drive again when `process` is called again, and writes the same logs under the s
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -33,7 +30,7 @@ from diskprep.datacenter.lifecycle import StoredJob
 from diskprep.datacenter.orders import Order
 from diskprep.datacenter.refusal import Refusal
 from diskprep.datacenter.state import ReceivedDrive, State
-from diskprep.errors import Locked, UsageError
+from diskprep.errors import UsageError
 from diskprep.events import Emit, Note, Progress, silent
 from diskprep.secrets import Secret
 from diskprep.store import Account
@@ -253,27 +250,13 @@ class Datacenter:
                 hint="a job without a tracking number is deleted after two weeks; `diskprep job create` makes it again",
             ) from None
 
-    @contextmanager
-    def _copying(self) -> Iterator[None]:
+    def _copying(self) -> AbstractContextManager[None]:
         """Nobody else copies. The lock ends with the process."""
-        path = self._state_path.with_name(f"{self._state_path.name}-copying")
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise durable.storage_error(error, f"lock {path}") from error
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Locked(
-                    "another process copies drives of this stand-in", hint="give the command again when it is through"
-                ) from None
-            except OSError as error:
-                raise durable.storage_error(error, f"lock {path}") from error
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
+        return durable.only_process(
+            self._state_path.with_name(f"{self._state_path.name}-copying"),
+            busy="another process copies drives of this stand-in",
+            hint="give the command again when it is through",
+        )
 
     def _process_drive(self, key: str, drive_id: str, emit: Emit) -> StoredJob:
         job, started, again = self._state.start_drive(key, drive_id)

@@ -11,9 +11,6 @@ error, never an empty ledger. One process at a time (flock on `NAME.lock` beside
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -21,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from diskprep import clock, durable
-from diskprep.errors import DataDamaged, FormatTooNew, JobConflict, Locked, NotFound
+from diskprep.errors import DataDamaged, FormatTooNew, JobConflict, NotFound
 from diskprep.importjob.model import Package
 from diskprep.seed import Seed
 
@@ -29,7 +26,6 @@ FORMAT = "diskprep-ledger"
 VERSION = 1
 _LIMIT_BYTES = 64 << 20
 _LOCK_WAIT_S = 10.0
-_LOCK_STEP_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,21 +95,13 @@ class Ledger:
         """All jobs, by str(JobKey)."""
         return self._read()
 
-    def check_drives(self, key: JobKey, serials: Collection[str]) -> None:
-        """Raise JobConflict when a drive is in another open job."""
-        if holders := self.holders(key, serials):
-            self._refuse_drives(holders)
-
     def holders(self, key: JobKey, serials: Collection[str]) -> Mapping[str, str]:
         """The other open jobs that `serials` are in: serial -> str(JobKey)."""
         return _holders(self._read(), key, serials)
 
-    def check_tracking(self, key: JobKey, number: str) -> None:
-        """Raise JobConflict when the tracking number belongs to another job, open or ended."""
-        self._refuse_number(self._read(), key, number)
-
     def record_job(self, key: JobKey, serials: Collection[str]) -> None:
-        """Write down an open job and its drives. Raises JobConflict as `check_drives`, and nothing is written."""
+        """Write down an open job and its drives. Raises JobConflict when one is in another open job; then nothing is
+        written."""
         with self._changing() as jobs:
             if holders := _holders(jobs, key, serials):
                 self._refuse_drives(holders)
@@ -124,7 +112,8 @@ class Ledger:
             jobs[str(key)] = replace(entry, drives=tuple(serials))
 
     def record_shipping(self, key: JobKey, package: Package, serials: Collection[str]) -> None:
-        """Write down a job's package, in the place of an earlier one. Raises JobConflict as `check_tracking`."""
+        """Write down a job's package, in the place of an earlier one. Raises JobConflict when the tracking number
+        belongs to another job, open or ended; then nothing is written."""
         with self._changing() as jobs:
             self._refuse_number(jobs, key, package.tracking_number)
             now = clock.rfc3339(clock.now())
@@ -196,28 +185,13 @@ class Ledger:
     def _changing(self) -> Iterator[dict[str, Entry]]:
         """The jobs, alone; what the block leaves is written durably, and nothing when it raises."""
         durable.make_directory(self._path.parent)
-        with self._only_process():
+        lock = self._path.with_name(f"{self._path.name}.lock")
+        hint = "wait until it has ended, or stop it"
+        with durable.only_process(lock, busy=f"another process holds {lock}", hint=hint, wait_s=_LOCK_WAIT_S):
             jobs = self._read()
             yield jobs
             document = {"format": FORMAT, "version": VERSION, "jobs": {k: asdict(v) for k, v in jobs.items()}}
             durable.write_json(self._path, document)
-
-    @contextlib.contextmanager
-    def _only_process(self) -> Iterator[None]:
-        path = self._path.with_name(f"{self._path.name}.lock")
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise durable.storage_error(error, f"open {path}") from error
-        try:
-            until_s = clock.monotonic_s() + _LOCK_WAIT_S
-            while not _locked(descriptor, path):
-                if clock.monotonic_s() >= until_s:
-                    raise Locked(f"another process holds {path}", hint="wait until it has ended, or stop it")
-                clock.sleep(_LOCK_STEP_S)
-            yield
-        finally:
-            os.close(descriptor)
 
 
 def one_package_hint(number: str, taken: Collection[str]) -> str:
@@ -226,16 +200,6 @@ def one_package_hint(number: str, taken: Collection[str]) -> str:
         "every job needs a package and a tracking number of its own; where the carrier gave several packages one "
         f"number, enter it as {suggest_number(number, taken)}"
     )
-
-
-def _locked(descriptor: int, path: Path) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EAGAIN, errno.EACCES):
-            raise durable.storage_error(error, f"lock {path}") from error
-        return False
-    return True
 
 
 def _holders(jobs: Mapping[str, Entry], key: JobKey, serials: Collection[str]) -> dict[str, str]:

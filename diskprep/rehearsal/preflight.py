@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diskprep import durable, process
-from diskprep.errors import Locked, NotFound, StorageFull, UsageError
+from diskprep.errors import NotFound, StorageFull, UsageError
 from diskprep.seed import Staging
 
 #: Trees any Debian has, the most interesting first; the first of a fitting size is rehearsed when none is named.
@@ -92,7 +91,7 @@ def workdir_for(workdir: Path | None, source: Path) -> Iterator[Path]:
     """The folder the rehearsal works in, alone: new, empty, or of an earlier rehearsal, whose results are then removed.
 
     Raises UsageError when it holds anything else, or when it and the source lie in each other's way; Locked when
-    another rehearsal is in it.
+    another rehearsal is in it; StorageUnavailable where it cannot be told.
     """
     if workdir is None:
         root = Path(tempfile.mkdtemp(prefix="diskprep-rehearsal-", dir="/var/tmp"))
@@ -102,17 +101,10 @@ def workdir_for(workdir: Path | None, source: Path) -> Iterator[Path]:
     used = mark.exists()
     if not used:
         durable.write_file(mark, b"This folder was made by diskprep rehearse. The next rehearsal here removes it.\n")
-    descriptor = os.open(mark, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise Locked(f"another rehearsal is working in {root}", hint="choose another --workdir") from None
+    with durable.only_process(mark, busy=f"another rehearsal is working in {root}", hint="choose another --workdir"):
         if used:
             clear(root)
         yield root
-    finally:
-        os.close(descriptor)
 
 
 def _check_workdir(root: Path, source: Path) -> Path:

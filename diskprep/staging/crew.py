@@ -83,7 +83,7 @@ class Crew:
                 socket.send_fds(member.socket, [_HEADER.pack(_WORK, len(message))], [directory])
                 member.socket.sendall(message)
             except OSError:
-                raise _ended(member) from None
+                raise process.ended_early(member.pid) from None
             member.under_way.append(then)
 
     def sockets(self) -> list[socket.socket]:
@@ -143,8 +143,8 @@ def _serve(end: socket.socket, worker: Worker) -> None:
         header, descriptors, _, _ = socket.recv_fds(end, _HEADER.size, 1)
         if not header:
             return
-        order, length = _HEADER.unpack(header + _exactly(end, _HEADER.size - len(header)))
-        message = _exactly(end, length)
+        order, length = _HEADER.unpack(header + process.receive_exactly(end, _HEADER.size - len(header)))
+        message = process.receive_exactly(end, length)
         try:
             if order == _WORK:
                 answer = worker.work(descriptors[0], message)
@@ -163,29 +163,10 @@ def _serve(end: socket.socket, worker: Worker) -> None:
 
 def _receive(member: _Member) -> bytes:
     try:
-        kind, length = _HEADER.unpack(_exactly(member.socket, _HEADER.size))
-        answer = _exactly(member.socket, length)
+        kind, length = _HEADER.unpack(process.receive_exactly(member.socket, _HEADER.size))
+        answer = process.receive_exactly(member.socket, length)
     except OSError:
-        raise _ended(member) from None
+        raise process.ended_early(member.pid) from None
     if kind == _ERROR:
         raise process.revive_error(answer)
     return answer
-
-
-def _exactly(end: socket.socket, length: int) -> bytes:
-    """`length` bytes. Raises ConnectionError when the other side is gone."""
-    data = bytearray(length)
-    view = memoryview(data)
-    while view:
-        count = end.recv_into(view)
-        if not count:
-            raise ConnectionResetError
-        view = view[count:]
-    return bytes(data)
-
-
-def _ended(member: _Member) -> StorageUnavailable:
-    return StorageUnavailable(
-        f"the worker process {member.pid} has ended before its work was done",
-        hint="it may have been killed, or memory ran out (see dmesg); give the same command again",
-    )

@@ -2,28 +2,26 @@
 
 The same command again goes on after any interruption, and does nothing once the staging is sealed.
 
-Write order: key and config of the repository; escrow key; seed.json; packs, index files, snapshot; seal.json. So a
-staging without seed.json has promised nothing and is begun anew; one without a snapshot is backed up again, which finds
-what is already stored; one with a snapshot is backed up again on that base, which reads changed files only and tells
-once more what cannot be read. One process at a time (flock on `stage.lock`).
+Write order: key and config of the repository; escrow key; seed.json; packs, index files, snapshot; choices; seal.json.
+So a staging without seed.json has promised nothing and is begun anew; one without a snapshot is backed up again, which
+finds what is already stored; one with a snapshot is backed up again on that base, which reads changed files only and
+tells once more what cannot be read. One process at a time (flock on `stage.lock`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import heapq
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from diskprep import clock, durable, escrow
-from diskprep.errors import DataDamaged, JobConflict, Locked, StorageFull, StorageUnavailable, UsageError
+from diskprep.errors import DataDamaged, JobConflict, StorageFull, StorageUnavailable, UsageError
 from diskprep.events import Emit, Note, silent
 from diskprep.repository.chunker import preload
 from diskprep.repository.keys import DEFAULT_COST, ScryptCost
@@ -33,6 +31,7 @@ from diskprep.seal import FileKind, Seal, SealedFile, load_seal, save_seal
 from diskprep.secrets import Secret
 from diskprep.seed import Seed, Staging, load_seed, save_seed
 from diskprep.source import Measure, Source, check_sources, display, measure
+from diskprep.staging import choices
 from diskprep.staging.writer import BackupOptions, BackupResult, backup, identity_of
 from diskprep.store import StoredObject
 from diskprep.store.directory import DirectoryStore
@@ -95,7 +94,11 @@ def stage(
         created=clock.rfc3339(clock.now()),
     )
     durable.make_directory(staging.root)
-    with _only_process(staging):
+    with durable.only_process(
+        staging.root / _LOCK_FILE,
+        busy=f"another process is staging into {staging.root}",
+        hint="wait until it has ended, or stop it",
+    ):
         if staging.seed_file.exists():
             _refuse_other_trip(load_seed(staging), wanted, staging)
         if staging.seal_file.exists():
@@ -122,6 +125,7 @@ def stage(
             emit=emit,
             expected=expected,
         )
+        choices.save(staging, repository.key, options)
         seal = _seal(staging, repository, result.snapshot)
         shared = {item.name: getattr(result, item.name) for item in fields(result)}
         return StageResult(**shared, seal=seal, already_sealed=False)
@@ -145,29 +149,6 @@ def unlock_escrow(staging: Staging, repository: Repository) -> Secret[bytes]:
     except OSError as error:
         raise durable.storage_error(error, f"read {path}") from error
     return Secret(repository.key.open(sealed))
-
-
-@contextlib.contextmanager
-def _only_process(staging: Staging) -> Iterator[None]:
-    """Be the one process that writes to the staging. Raises Locked."""
-    path = staging.root / _LOCK_FILE
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise durable.storage_error(error, f"open {path}") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise durable.storage_error(error, f"lock {path}") from error
-            raise Locked(
-                f"another process is staging into {staging.root}", hint="wait until it has ended, or stop it"
-            ) from None
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # of a share that is gone, which is told already
-            os.close(descriptor)
 
 
 def _refuse_other_trip(found: Seed, wanted: Seed, staging: Staging) -> None:

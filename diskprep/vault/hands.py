@@ -114,15 +114,15 @@ class _Processes(Hands[T]):
         try:
             end.sendall(_HEADER.pack(True, len(message)) + message)
         except OSError:
-            raise self._ended(end) from None
+            raise process.ended_early(self._children[end]) from None
 
     def collect(self) -> tuple[T, bytes]:
         (end, *_), _, _ = select.select(list(self._busy), [], [])
         try:
-            good, length = _HEADER.unpack(_exactly(end, _HEADER.size))
-            answer = _exactly(end, length)
+            good, length = _HEADER.unpack(process.receive_exactly(end, _HEADER.size))
+            answer = process.receive_exactly(end, length)
         except OSError:
-            raise self._ended(end) from None
+            raise process.ended_early(self._children[end]) from None
         tag = self._busy.pop(end)
         self._idle.append(end)
         if not good:
@@ -138,36 +138,18 @@ class _Processes(Hands[T]):
         self._busy.clear()
         self._idle.clear()
 
-    def _ended(self, end: socket.socket) -> StorageUnavailable:
-        return StorageUnavailable(
-            f"the worker process {self._children[end]} has ended before its work was done",
-            hint="it may have been killed, or memory ran out (see dmesg); give the same command again",
-        )
-
 
 def _serve(end: socket.socket, worker: Worker) -> None:
     """A child's life."""
     with contextlib.suppress(ConnectionError):
         while True:
-            _, length = _HEADER.unpack(_exactly(end, _HEADER.size))
-            message = _exactly(end, length)
+            _, length = _HEADER.unpack(process.receive_exactly(end, _HEADER.size))
+            message = process.receive_exactly(end, length)
             try:
                 good, answer = True, worker.answer(message)
             except BaseException as error:  # noqa: BLE001 - it is raised again in the parent
                 good, answer = False, process.describe_error(error)
             end.sendall(_HEADER.pack(good, len(answer)) + answer)
-
-
-def _exactly(end: socket.socket, length: int) -> bytes:
-    """`length` bytes. Raises ConnectionError when the other side is gone."""
-    data = bytearray(length)
-    view = memoryview(data)
-    while view:
-        count = end.recv_into(view)
-        if not count:
-            raise ConnectionResetError
-        view = view[count:]
-    return bytes(data)
 
 
 class _Threads(Hands[T]):

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from support import make_tree
+from vaults import load_tree
 
 from diskprep import escrow
 from diskprep.errors import JobConflict, Locked, NotFound, StorageFull, UsageError, WrongPassphrase
@@ -87,7 +88,7 @@ def check(staging: Staging, result: StageResult) -> None:
         assert {file.name.rpartition("/")[2] for file in seal.of_kind(sealed)} == names
     pending = [repository.snapshot(seal.snapshot).tree]
     while pending:
-        for node in repository.load_tree(pending.pop()):
+        for node in load_tree(repository, pending.pop()):
             if node.subtree:
                 pending.append(node.subtree)
             for blob in node.content or ():
@@ -186,7 +187,7 @@ def test_two_processes_never_write_to_one_staging(staging: Staging, run: Run) ->
     assert holder.stdout is not None
     assert holder.stdin is not None
     assert holder.stdout.readline() == b"held\n"
-    with pytest.raises(Locked):
+    with pytest.raises(Locked, match="another process is staging into"):
         run()
     holder.stdin.close()
     holder.wait(10)
@@ -316,10 +317,10 @@ def test_a_staging_inside_its_own_source_is_left_out(tree: Path, run: Run) -> No
     node_names = set()
     tree_id = snapshot.tree
     for part in tree.parts[1:]:
-        found = {node.name: node.subtree for node in repository.load_tree(tree_id)}[os.fsencode(part)]
+        found = {node.name: node.subtree for node in load_tree(repository, tree_id)}[os.fsencode(part)]
         assert found is not None
         tree_id = found
-    node_names = {node.name for node in repository.load_tree(tree_id)}
+    node_names = {node.name for node in load_tree(repository, tree_id)}
     assert b"odd" in node_names
     assert b"staging" not in node_names
 
@@ -387,10 +388,10 @@ def test_a_staging_reached_by_another_path_is_left_out(tree: Path, run: Run, tmp
     repository = open_staged(staging, PASSPHRASE)
     tree_id = repository.snapshot().tree
     for part in tree.parts[1:]:
-        found = {node.name: node.subtree for node in repository.load_tree(tree_id)}[os.fsencode(part)]
+        found = {node.name: node.subtree for node in load_tree(repository, tree_id)}[os.fsencode(part)]
         assert found is not None
         tree_id = found
-    names = {node.name for node in repository.load_tree(tree_id)}
+    names = {node.name for node in load_tree(repository, tree_id)}
     assert b"odd" in names
     assert b"seen here too" not in names
 
