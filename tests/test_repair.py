@@ -7,19 +7,21 @@ import os
 import random
 import signal
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from manifests import parse_manifest
+from seeds import SEED
 
 from diskprep import durable, escrow, events
 from diskprep.disk import keys, prepare, record, target, work
 from diskprep.disk import plan as plans
 from diskprep.errors import DataDamaged, FormatTooNew, JobConflict, Locked, NotFound, UsageError
-from diskprep.exchange.manifest import parse_manifest
-from diskprep.repair import _free_name, _only_process, find_repairs, make_repair, partial_seal, placements
+from diskprep.repair import _free_name, find_repairs, make_repair, partial_seal, placements
 from diskprep.seal import FileKind, Seal, SealedFile, load_seal, save_seal
 from diskprep.secrets import Secret
-from diskprep.seed import Seed, Staging, load_seed, parse_staging, save_seed
+from diskprep.seed import Staging, load_seed, parse_staging, save_seed
 from diskprep.volume.device import open_for_reading
 from diskprep.volume.format import open_disk
 from diskprep.volume.ntfs import Reader
@@ -44,19 +46,7 @@ def staging(tmp_path: Path) -> Staging:
         files.append(SealedFile(name=name, kind=kind, size_bytes=len(data), sha256=digest))
     indexes = {files[1].name: (4, 5, 6), files[2].name: (6, 7), files[3].name: (8, 9)}
     public, private = escrow.generate()
-    seed = Seed(
-        job_name="first-backup",
-        storage_account="account",
-        container="container",
-        subscription_id="00000000-0000-4000-8000-000000000000",
-        resource_group="group",
-        location="westeurope",
-        hostname="host",
-        sources=("/srv",),
-        repository_id="ab" * 32,
-        escrow_public_key=public,
-        created="2026-01-01T00:00:00Z",
-    )
+    seed = replace(SEED, escrow_public_key=public)
     seal = Seal(
         job_name=seed.job_name,
         repository_id="ab" * 32,
@@ -213,7 +203,8 @@ def test_killed_anywhere_there_is_no_half_repair_and_the_same_call_makes_it(stag
 
 def test_two_processes_do_not_make_repairs_at_once(staging: Staging) -> None:
     durable.make_directory(staging.repairs)
-    with _only_process(staging.repairs), pytest.raises(Locked):
+    lock = staging.repairs / "repair.lock"
+    with durable.only_process(lock, busy="", hint=""), pytest.raises(Locked, match="makes a repair of this staging"):
         make_repair(staging, names(staging)[:1])
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from seeds import SEED
 from support import make_tree, need, run
 
+from diskprep import durable
 from diskprep.events import Event
 from diskprep.repository.repository import Repository, open_repository
-from diskprep.seal import FileKind, Seal, SealedFile
+from diskprep.seal import FileKind, Seal, SealedFile, save_seal
 from diskprep.secrets import Secret
-from diskprep.seed import Staging
+from diskprep.seed import Staging, save_seed
 from diskprep.store import BlobStore
 from diskprep.store.directory import DirectoryStore
 from diskprep.vault.certificate import Certificate
@@ -107,6 +109,14 @@ class Trip:
     def certificate_path(self) -> Path:
         return self.folder / "certificate.json"
 
+    def write_papers(self) -> None:
+        """The staging's seed, seal and plan of two disks."""
+        seed = replace(SEED, job_name=JOB, sources=(str(self.source),), repository_id=self.seal.repository_id)
+        save_seed(self.staging, seed)
+        save_seal(self.staging.seal_file, self.seal)
+        shares = {serial: [name for name, on in self.placement.items() if on == serial] for serial in SERIALS}
+        write_plan(self.staging, self.seal, shares)
+
     def publish(self) -> int:
         return publish(self.staging, self.seal, self.vault, self.events.append)
 
@@ -130,6 +140,16 @@ class Trip:
             certificate_path=self.certificate_path,
             emit=self.events.append,
         )
+
+
+def write_plan(staging: Staging, seal: Seal, shares: Mapping[str, Sequence[str]]) -> None:
+    """A plan of these packs on these disks, by serial."""
+    disks = [
+        {"serial": serial, "size_bytes": 1 << 30, "packs": list(packs), "indexes": []}
+        for serial, packs in shares.items()
+    ]
+    head = {"format": "diskprep-plan", "version": 1, "job_name": seal.job_name, "seal_digest": seal.digest}
+    durable.write_json(staging.plan_file, {**head, "disks": disks})
 
 
 def new_trip(start: Seeded, folder: Path, container: BlobStore, vault: BlobStore) -> Trip:

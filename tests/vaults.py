@@ -17,7 +17,7 @@ from diskprep.durable import Buffer
 from diskprep.repository.keys import ScryptCost
 from diskprep.repository.pack import BlobKind
 from diskprep.repository.repository import Repository, create
-from diskprep.repository.tree import NodeType
+from diskprep.repository.tree import Node, NodeType, parse_tree
 from diskprep.secrets import Secret
 from diskprep.source import Source
 from diskprep.staging.writer import BackupOptions, backup
@@ -87,12 +87,17 @@ def take_point(history: History, source: Path) -> str:
     return result.snapshot
 
 
+def load_tree(repository: Repository, tree_id: bytes) -> tuple[Node, ...]:
+    """The entries of a directory."""
+    return parse_tree(repository.load_blob(BlobKind.TREE, tree_id))
+
+
 def contents(repository: Repository, snapshot: str) -> dict[bytes, str]:
     """Path and SHA-256 of every file of a recovery point, every blob read, opened and checked."""
     repository.forget_index()
 
     def below(tree: bytes, folder: bytes) -> Iterator[tuple[bytes, str]]:
-        for node in repository.load_tree(tree):
+        for node in load_tree(repository, tree):
             path = folder + b"/" + node.name
             if node.subtree is not None:
                 yield from below(node.subtree, path)

@@ -23,7 +23,7 @@ from diskprep.datacenter.intake_parts import inside
 from diskprep.datacenter.lifecycle import DIAGNOSTICS
 from diskprep.errors import DataDamaged, DiskFailed, DiskprepError, NotFound
 from diskprep.exchange import manifest as drive_manifest
-from diskprep.exchange.copylog import DriveLog, DriveStatus, parse_copy_log
+from diskprep.exchange.copylog import DriveStatus
 from diskprep.exchange.manifest import ManifestBlob, ManifestHead
 from diskprep.secrets import Secret
 from diskprep.seed import CONTAINER_NAME
@@ -59,7 +59,7 @@ class DriveResult:
     """What came of a drive. Logs go to `container`.
 
     `error_log` is None when nothing failed; `manifest_copy` is the manifest without its credential, None when it was
-    not read, or not wanted. `log` and `manifest` are the same as values, for drives that fit into memory.
+    not read, or not wanted.
     """
 
     status: DriveStatus
@@ -69,14 +69,6 @@ class DriveResult:
     verbose_log: Spool
     error_log: Spool | None
     manifest_copy: Spool | None = None
-
-    @property
-    def log(self) -> DriveLog:
-        return parse_copy_log(self.verbose_log.read())
-
-    @property
-    def manifest(self) -> bytes:
-        return b"" if self.manifest_copy is None else self.manifest_copy.read()
 
 
 #: `done` and `total` bytes of a drive; total is 0 until the manifest was read.

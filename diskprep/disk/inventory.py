@@ -157,12 +157,6 @@ def disks_under(path: Path, machine: Machine | None = None) -> frozenset[str]:
     return found
 
 
-def disk_under(path: Path) -> str:
-    """Name of a whole disk that the file system of `path` is on, or empty when it is on none."""
-    machine = Machine()
-    return next((name for name in sorted(disks_under(path, machine)) if is_disk(machine, name)), "")
-
-
 def loop_files(machine: Machine | None = None) -> dict[str, tuple[int, int]]:
     """Name of each loop device in use -> device and inode of the file behind it."""
     machine = machine or Machine()

@@ -177,11 +177,6 @@ class ManifestHead:
             raise DataDamaged("a manifest has a container's signature or an account key, not both or neither")
 
 
-def block_of(offset: int, data: Buffer) -> Block:
-    """The entry of a block with this content."""
-    return block_from_md5(offset, len(data), hashlib.md5(data, usedforsecurity=False).digest())
-
-
 def block_from_md5(offset: int, length: int, digest: bytes) -> Block:
     """The entry of a block whose content has this MD5 (16 bytes). Its id is `MD5/` and the Base64 of the MD5, as in
     the original tool."""
@@ -191,16 +186,6 @@ def block_from_md5(offset: int, length: int, digest: bytes) -> Block:
 def block_id_of(digest: bytes) -> str:
     """The id that a block with this MD5 (16 bytes) gets."""
     return "MD5/" + base64.b64encode(digest).decode()
-
-
-def page_range_of(offset: int, data: Buffer) -> PageRange:
-    """The entry of a page range with this content."""
-    return PageRange(offset=offset, length=len(data), md5=manifest_hash(data))
-
-
-def side_file_of(path: str, data: Buffer) -> SideFile:
-    """The entry of a file with metadata or properties."""
-    return SideFile(path=path, md5=manifest_hash(data))
 
 
 def manifest_hash(data: Buffer) -> str:

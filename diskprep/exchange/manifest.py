@@ -16,7 +16,6 @@ import hashlib
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from html import escape
 
 from diskprep.durable import Buffer
@@ -37,13 +36,10 @@ from diskprep.exchange.entries import (
     SideFile,
     block_from_md5,
     block_id_of,
-    block_of,
     check_drive_id,
     check_file_path,
     is_md5,
     manifest_hash,
-    page_range_of,
-    side_file_of,
     split_blob_path,
 )
 from diskprep.secrets import Secret
@@ -57,7 +53,6 @@ __all__ = [
     "VERSION",
     "Block",
     "Disposition",
-    "DriveManifest",
     "Extras",
     "ManifestBlob",
     "ManifestHead",
@@ -65,17 +60,12 @@ __all__ = [
     "PageRange",
     "SideFile",
     "block_from_md5",
-    "block_of",
     "check_drive_id",
     "check_file_path",
     "manifest_hash",
     "open_manifest",
-    "page_range_of",
-    "parse_manifest",
-    "side_file_of",
     "split_blob_path",
     "stream_manifest",
-    "write_manifest",
 ]
 
 VERSION = "2014-11-01"
@@ -96,27 +86,11 @@ _PAGE = f"{_PAGES}/PageRange"
 _SIDES = ("MetadataPath", "PropertiesPath")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DriveManifest(ManifestHead):
-    """What one drive carries, all of it in memory."""
-
-    blobs: tuple[ManifestBlob, ...]
-
-    def __post_init__(self) -> None:
-        ManifestHead.__post_init__(self)
-        if len({blob.blob_path for blob in self.blobs}) < len(self.blobs):
-            raise DataDamaged(_TWICE)
-
-
-def write_manifest(manifest: DriveManifest) -> bytes:
-    """The bytes of the manifest file. They hold the credential in clear, so they belong inside the encrypted volume."""
-    return b"".join(stream_manifest(manifest, manifest.blobs))
-
-
 def stream_manifest(head: ManifestHead, blobs: Iterable[ManifestBlob]) -> Iterator[bytes]:
     """The bytes of the manifest file in chunks of about 256 KiB; `blobs` is gone through once.
 
-    Raises DataDamaged when a blob is named twice; what was given out by then is not a manifest.
+    They hold the credential in clear, so they belong inside the encrypted volume. Raises DataDamaged when a blob is
+    named twice; what was given out by then is not a manifest.
     """
     parts, size = [], 0
     for part in _texts(head, blobs):
@@ -128,25 +102,13 @@ def stream_manifest(head: ManifestHead, blobs: Iterable[ManifestBlob]) -> Iterat
     yield "".join(parts).encode()
 
 
-def parse_manifest(data: Buffer) -> DriveManifest:
-    """Read a manifest of any version. Raises DataDamaged."""
-    stream = open_manifest((data,))
-    return DriveManifest(
-        drive_id=stream.drive_id,
-        container_sas=stream.container_sas,
-        account_key=stream.account_key,
-        client_creator=stream.client_creator,
-        blobs=tuple(stream),
-    )
-
-
 def open_manifest(chunks: Iterable[Buffer]) -> ManifestStream:
-    """Read a manifest of any version, in chunks of any size, up to its first blob. Raises as `parse_manifest` does."""
+    """Read a manifest of any version, in chunks of any size, up to its first blob. Raises DataDamaged."""
     return ManifestStream(chunks)
 
 
 class ManifestStream:
-    """A manifest that is being read. Iterated once, it gives a blob at a time, and raises as `parse_manifest` does.
+    """A manifest that is being read. Iterated once, it gives a blob at a time, and raises DataDamaged.
 
     A blob may be given before something later is found to break a rule: the manifest as a whole is acceptable when the
     iteration has ended. `size_bytes` and `hash` are of all bytes then, of those read so far before.
@@ -168,18 +130,6 @@ class ManifestStream:
     @property
     def drive_id(self) -> str:
         return self.head.drive_id
-
-    @property
-    def container_sas(self) -> Secret[str] | None:
-        return self.head.container_sas
-
-    @property
-    def account_key(self) -> Secret[str] | None:
-        return self.head.account_key
-
-    @property
-    def client_creator(self) -> str:
-        return self.head.client_creator
 
     @property
     def hash(self) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
 from dataclasses import replace
 
 from diskprep.durable import Buffer
@@ -20,15 +19,8 @@ from diskprep.exchange import xml
 from diskprep.store import ContentProperties, check_metadata, check_properties
 
 SIZE_LIMIT_BYTES = 64 << 10
-_XML = '<?xml version="1.0" encoding="UTF-8"?>\n'
 _TAGS = ("Content-Type", "Content-MD5", "Content-Encoding", "Content-Language", "Cache-Control")
 _EXPORT_ONLY = frozenset({"Last-Modified", "Etag", "Content-Length"})
-
-
-def write_metadata(metadata: Mapping[str, str]) -> bytes:
-    """The bytes of a metadata file. Raises DataDamaged for what a blob cannot keep."""
-    parts = [xml.element(name, value) for name, value in check_metadata(metadata).items()]
-    return f"{_XML}<Metadata>{''.join(parts)}</Metadata>\n".encode()
 
 
 def parse_metadata(data: Buffer) -> dict[str, str]:
@@ -36,21 +28,6 @@ def parse_metadata(data: Buffer) -> dict[str, str]:
     metadata = _values(data, "Metadata")
     check_metadata(metadata)
     return metadata
-
-
-def write_properties(properties: ContentProperties) -> bytes:
-    """The bytes of a properties file, without what is not set. Raises DataDamaged for what a blob cannot keep."""
-    check_properties(properties)
-    md5 = properties.content_md5
-    values = (
-        properties.content_type,
-        "" if md5 is None else base64.b64encode(md5).decode(),
-        properties.content_encoding,
-        properties.content_language,
-        properties.cache_control,
-    )
-    parts = [xml.element(tag, value) for tag, value in zip(_TAGS, values, strict=True) if value]
-    return f"{_XML}<Properties>{''.join(parts)}</Properties>\n".encode()
 
 
 def parse_properties(data: Buffer) -> ContentProperties:

@@ -2,18 +2,16 @@
 
 For people whose process needs them; diskprep itself needs neither. The journal is a text of update records, and its
 last complete `DriveInfo` record describes the drive. Only samples of it are published, without a grammar: we write what
-they show, and read what looks like it. In a journal, secrets stand as `*******`; the drive's file holds the recovery
-password in clear. Source: the samples in the service's published description of the tool.
+they show. In a journal, secrets stand as `*******`; the drive's file holds the recovery password in clear.
+Source: the samples in the service's published description of the tool.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from diskprep.durable import Buffer
 from diskprep.errors import DataDamaged
 from diskprep.exchange import xml
 from diskprep.exchange.manifest import check_drive_id, check_file_path
@@ -21,7 +19,6 @@ from diskprep.secrets import Secret
 
 VOCABULARY_VERSION = "2013-02-01"
 MASKED = "*******"
-SIZE_LIMIT_BYTES = 16 << 20
 _LINE_END = "\r\n"
 _MD5 = re.compile(r"[0-9A-F]{32}")
 _RECOVERY_PASSWORD = re.compile(r"[0-9]{6}(?:-[0-9]{6}){7}")
@@ -61,33 +58,6 @@ def write_drive_info(info: DriveInfo) -> bytes:
     return _drive_xml(info, key).encode()
 
 
-def parse_drive_info(data: Buffer) -> DriveInfo:
-    """Read a drive's own file. Elements it does not know are passed over. Raises DataDamaged, which repeats no key."""
-    found: dict[str, str] = {}
-
-    def start(path: str, _attributes: dict[str, str]) -> None:
-        if path.partition("/")[0] != "Drive":
-            raise DataDamaged(f"it begins with {path!a}")
-
-    def end(path: str, text: str) -> None:
-        parent, _, tag = path.rpartition("/")
-        if parent == "Drive" and tag in _FIELDS:
-            if tag in found:
-                raise DataDamaged(f"{tag} is given twice")
-            found[tag] = text
-
-    xml.parse(data, "the drive's description", start, end, limit_bytes=SIZE_LIMIT_BYTES)
-    if missing := [tag for tag in _FIELDS if tag not in found]:
-        raise DataDamaged(f"the drive's description has no {' and no '.join(missing)}")
-    key = found["BitLockerKey"]
-    return DriveInfo(
-        drive_id=found["DriveId"],
-        bitlocker_key=None if set(key) == {"*"} else Secret(key),
-        manifest_file=found["ManifestFile"],
-        manifest_hash=found["ManifestHash"].upper(),
-    )
-
-
 def write_journal(info: DriveInfo, *, created: datetime, finished: datetime) -> bytes:
     """The journal of a drive that was prepared in one session. Times are written in UTC. It holds no secret."""
     records = (
@@ -107,23 +77,6 @@ def write_journal(info: DriveInfo, *, created: datetime, finished: datetime) -> 
     return "".join(records).encode()
 
 
-def parse_journal(data: bytes) -> DriveInfo:
-    """The drive as the last complete DriveInfo record of a journal has it; what a crash tore off is passed over.
-
-    Raises DataDamaged when there is none, or when it breaks a rule.
-    """
-    if len(data) > SIZE_LIMIT_BYTES:
-        raise DataDamaged(f"the journal has {len(data)} bytes; the limit is {SIZE_LIMIT_BYTES}")
-    state = None
-    for lines in _records(data):
-        fields = _parse_fields(lines)
-        if fields.get("ActivityId") == "DriveInfo" and "DriveState" in fields:
-            state = fields["DriveState"]
-    if state is None:
-        raise DataDamaged("the journal has no complete DriveInfo record", hint="is it the .jrn file of a drive?")
-    return parse_drive_info(state.strip().encode())
-
-
 def _drive_xml(info: DriveInfo, key: str) -> str:
     values = zip(_FIELDS, (info.drive_id, key, info.manifest_file, info.manifest_hash), strict=True)
     lines = [f"   {xml.element(tag, value)}" for tag, value in values]
@@ -133,38 +86,3 @@ def _drive_xml(info: DriveInfo, key: str) -> str:
 def _record(moment: datetime, kind: str, lines: list[str]) -> str:
     stamp = f"{moment.astimezone(UTC):%Y/%m/%d %H:%M:%S.%f}"[:-3]
     return _LINE_END.join([f"{_BEGIN.decode()}[{stamp}][Type:{kind}]", *lines, _END.decode(), ""])
-
-
-def _records(data: bytes) -> Iterator[list[bytes]]:
-    """The lines of each complete record. A record that begins inside another shows that a crash tore that one off."""
-    lines: list[bytes] | None = None
-    for line in data.removeprefix(b"\xef\xbb\xbf").splitlines():
-        if line.startswith(_BEGIN):
-            lines = []
-        elif line.strip() == _END:
-            if lines is not None:
-                yield lines
-            lines = None
-        elif lines is not None:
-            lines.append(line)
-
-
-def _parse_fields(lines: list[bytes]) -> dict[str, str]:
-    """`Name: value` lines, and values of several lines between their marks. What is neither is passed over."""
-    fields: dict[str, str] = {}
-    name = ""
-    value: list[str] | None = None
-    for raw in lines:
-        line = raw.decode("utf-8", "replace")
-        if value is not None:
-            if line.strip() == _END_VALUE:
-                fields[name], value = "\n".join(value), None
-            else:
-                value.append(line)
-            continue
-        name, colon, rest = line.partition(":")
-        if colon and rest.strip() == _BEGIN_VALUE:
-            value = []
-        elif colon:
-            fields[name.strip()] = rest.strip()
-    return fields

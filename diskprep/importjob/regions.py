@@ -8,25 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
-
-
-class Area(StrEnum):
-    """Part of the world, as far as carriers and customs go."""
-
-    NORTH_AMERICA = "North America"
-    EUROPE = "Europe"
-    ASIA = "Asia"
-    AUSTRALIA = "Australia"
-    INDIA = "India"
-    OTHER = "another part of the world"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Region:
-    """A region's area and its own rules, as sentences. `return_carrier`: empty where no rule is known."""
+    """A region's own rules, as sentences. `return_carrier`: empty where no rule is known."""
 
-    area: Area
     return_carrier: str = ""
     rules: tuple[str, ...] = ()
 
@@ -39,18 +26,16 @@ _INDIA_RULES = (
     "Book the pickup with the carrier and get the driver's ID: the datacenter lets nobody in without it.",
     "Put a delivery challan letter into the package; customs and the datacenter ask for it.",
 )
-_US = Region(area=Area.NORTH_AMERICA, return_carrier="FedEx")
-_EU = Region(area=Area.EUROPE, return_carrier="FedEx")
-_ASIA = Region(area=Area.ASIA, return_carrier="DHL")
-_INDIA = Region(area=Area.INDIA, return_carrier="DHL", rules=_INDIA_RULES)
-_AUSTRALIA = Region(area=Area.AUSTRALIA, return_carrier="DHL", rules=(_INBOUND_ID,))
-_EU_INBOUND = Region(area=Area.EUROPE, return_carrier="FedEx", rules=(_INBOUND_ID,))
+_FEDEX = Region(return_carrier="FedEx")
+_FEDEX_INBOUND = Region(return_carrier="FedEx", rules=(_INBOUND_ID,))
+_DHL = Region(return_carrier="DHL")
+_DHL_INBOUND = Region(return_carrier="DHL", rules=(_INBOUND_ID,))
+_INDIA = Region(return_carrier="DHL", rules=_INDIA_RULES)
 _IRELAND = Region(
-    area=Area.EUROPE,
     return_carrier="FedEx",
     rules=("FedEx does not collect for a delivery within Ireland: from there, send with another carrier.",),
 )
-_OTHER = Region(area=Area.OTHER)
+_OTHER = Region()
 
 #: By the name without blanks, in lower case. What is missing here is treated as _OTHER.
 REGIONS: Mapping[str, Region] = {
@@ -69,17 +54,16 @@ REGIONS: Mapping[str, Region] = {
             "usdodeast",
             "usdodcentral",
         ),
-        _US,
+        _FEDEX,
     ),
-    **dict.fromkeys(("canadacentral", "canadaeast"), Region(area=Area.NORTH_AMERICA)),
     "northeurope": _IRELAND,
-    "westeurope": _EU,
-    **dict.fromkeys(("germanycentral", "germanynortheast", "germanywestcentral", "germanynorth"), _EU_INBOUND),
-    **dict.fromkeys(("uksouth",), _EU_INBOUND),
-    "ukwest": _EU,
-    **dict.fromkeys(("eastasia", "southeastasia", "japaneast", "japanwest", "koreacentral", "koreasouth"), _ASIA),
+    "westeurope": _FEDEX,
+    **dict.fromkeys(("germanycentral", "germanynortheast", "germanywestcentral", "germanynorth"), _FEDEX_INBOUND),
+    "uksouth": _FEDEX_INBOUND,
+    "ukwest": _FEDEX,
+    **dict.fromkeys(("eastasia", "southeastasia", "japaneast", "japanwest", "koreacentral", "koreasouth"), _DHL),
     **dict.fromkeys(("centralindia", "southindia", "westindia"), _INDIA),
-    **dict.fromkeys(("australiaeast", "australiasoutheast"), _AUSTRALIA),
+    **dict.fromkeys(("australiaeast", "australiasoutheast"), _DHL_INBOUND),
 }
 
 

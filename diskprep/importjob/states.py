@@ -35,7 +35,6 @@ class Meaning:
     says: str
     allows: frozenset[Action] = frozenset()
     open: bool = True  # the job's drives belong to it
-    successors: frozenset[JobState] = frozenset()
 
 
 _SHIP_CANCEL = frozenset({Action.SHIP, Action.CANCEL})
@@ -44,26 +43,21 @@ STATES: Mapping[JobState, Meaning] = {
     JobState.CREATING: Meaning(
         says="waits for the tracking number",
         allows=frozenset(Action),
-        successors=frozenset({JobState.SHIPPING, JobState.COMPLETED}),
     ),
     JobState.SHIPPING: Meaning(
         says="the package is on its way",
         allows=_SHIP_CANCEL,
-        successors=frozenset({JobState.RECEIVED, JobState.COMPLETED, JobState.CLOSED}),
     ),
     JobState.RECEIVED: Meaning(
         says="all drives are in the datacenter",
         allows=frozenset({Action.CANCEL}),
-        successors=frozenset({JobState.TRANSFERRING, JobState.COMPLETED}),
     ),
     JobState.TRANSFERRING: Meaning(
         says="drives are being copied",
         allows=frozenset({Action.CANCEL}),
-        successors=frozenset({JobState.PACKAGING}),
     ),
     JobState.PACKAGING: Meaning(
         says="drives are being packed for the way back",
-        successors=frozenset({JobState.COMPLETED, JobState.CLOSED}),
     ),
     JobState.COMPLETED: Meaning(
         says="done, the drives are on their way back", allows=frozenset({Action.DELETE}), open=False

@@ -35,7 +35,6 @@ from diskprep.repository.index import Index, encode_index, parse_index, summariz
 from diskprep.repository.locations import Locations
 from diskprep.repository.pack import BlobKind, PackEntry, PackSummary
 from diskprep.repository.snapshot import Snapshot, parse_snapshot, snapshot_document
-from diskprep.repository.tree import Node, parse_tree
 from diskprep.secrets import Secret, check_new_passphrase
 from diskprep.store import Store
 
@@ -124,10 +123,6 @@ class Repository:
             raise NotFound(f"no index of {self.store.location} has the {kind} blob {blob_id.hex()}")
         sealed = self.store.read(pack.object_name(location.pack), location.offset, location.length)
         return pack.open_blob(sealed, location, self.key)
-
-    def load_tree(self, tree_id: bytes) -> tuple[Node, ...]:
-        """The entries of a directory."""
-        return parse_tree(self.load_blob(BlobKind.TREE, tree_id))
 
     def save_pack(self, entry: PackEntry, data: Buffer) -> None:
         """Write a pack, `data`, durably. Its entry goes to `save_index` afterwards."""

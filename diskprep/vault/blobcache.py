@@ -24,10 +24,6 @@ class BlobCache:
         self._held_bytes = 0
         self._lock = threading.Lock()
 
-    @property
-    def held_bytes(self) -> int:
-        return self._held_bytes
-
     def want(self, location: BlobLocation) -> Future[bytes]:
         """The blob, perhaps later: its result raises what loading it raised."""
         with self._lock:

@@ -10,6 +10,7 @@ rule keeps is kept. Days, weeks (ISO) and so on are those of the zone that a rec
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
@@ -242,16 +243,16 @@ def _reasons(points: Sequence[Snapshot], policy: KeepPolicy) -> list[list[str]]:
     return reasons
 
 
-class _Rule:
+class _Rule(ABC):
     """One word of a policy, asked about the points of one group from the newest to the oldest."""
 
     def __init__(self, period: str) -> None:
         self._period = _PERIODS[period]
         self._last: object = None
 
+    @abstractmethod
     def asked(self, point: Snapshot, number: int, *, is_oldest: bool) -> list[str]:
         """Why this point is kept, if it is."""
-        raise NotImplementedError
 
     def _is_new(self, point: Snapshot, number: int) -> bool:
         """Whether it is the first of its day, week and so on."""

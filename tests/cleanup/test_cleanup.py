@@ -138,7 +138,10 @@ def test_a_certificate_that_covers_something_else_is_refused(
 def test_a_certificate_that_the_vault_does_not_have_is_refused(certified: tuple[Trip, Certificate]) -> None:
     trip, certificate = certified
     forged = replace(certificate, created="2020-01-01T00:00:00Z")
-    assert "another certificate" in refused(trip, make_plan(trip, forged), forged)
+    with pytest.raises(CleanupRefused, match="another certificate"):
+        make_plan(trip, forged)
+    plan = replace(make_plan(trip, certificate), certificate_digest=forged.digest)
+    assert "another certificate" in refused(trip, plan, forged)
 
 
 @pytest.mark.parametrize("kind", list(FileKind))

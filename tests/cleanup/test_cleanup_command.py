@@ -6,36 +6,13 @@ from pathlib import Path
 
 import pytest
 from support import diskprep, diskprep_json
-from trip import JOB, SERIALS, Trip
-
-from diskprep import durable
-from diskprep.seal import save_seal
-from diskprep.seed import Seed, save_seed
+from trip import SERIALS, Trip
 
 
 @pytest.fixture
 def certified(trip: Trip) -> tuple[Trip, tuple[str | Path, ...]]:
     """An ingested seed whose plan has two disks, and the arguments that name it."""
-    seed = Seed(
-        job_name=JOB,
-        storage_account="account",
-        container="container",
-        subscription_id="00000000-0000-0000-0000-000000000000",
-        resource_group="group",
-        location="westeurope",
-        hostname="host",
-        sources=(str(trip.source),),
-        repository_id=trip.seal.repository_id,
-        escrow_public_key="0" * 64,
-        created="2026-01-01T00:00:00Z",
-    )
-    save_seed(trip.staging, seed)
-    save_seal(trip.staging.seal_file, trip.seal)
-    shares = [
-        {"serial": s, "size_bytes": 1 << 30, "packs": [n for n, d in trip.placement.items() if d == s]} for s in SERIALS
-    ]
-    plan = {"format": "diskprep-plan", "version": 1, "job_name": JOB, "seal_digest": trip.seal.digest, "disks": shares}
-    durable.write_json(trip.staging.plan_file, plan)
+    trip.write_papers()
     trip.publish()
     trip.deliver()
     trip.ingest()

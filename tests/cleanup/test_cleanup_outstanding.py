@@ -7,57 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trip import JOB, SERIALS, Trip
+from trip import JOB, SERIALS, Trip, write_plan
 
-from diskprep import cleanup, durable
+from diskprep import cleanup
 from diskprep.cleanup import Outstanding
 from diskprep.cli.cleanup import outstanding_disks
 from diskprep.errors import CleanupRefused
 from diskprep.importjob.model import DriveStatus, Job, JobState
 from diskprep.importjob.saved import load_job, save_job, write_saved
 from diskprep.repair import make_repair
-from diskprep.seal import Seal, save_seal
-from diskprep.seed import Seed, Staging, save_seed
 
 ONE = Outstanding(serial="DISK-A", job=JOB, state="is Shipping as last seen")
-
-
-def seed_of(trip: Trip) -> Seed:
-    return Seed(
-        job_name=JOB,
-        storage_account="account",
-        container="container",
-        subscription_id="00000000-0000-0000-0000-000000000000",
-        resource_group="group",
-        location="westeurope",
-        hostname="host",
-        sources=(str(trip.source),),
-        repository_id=trip.seal.repository_id,
-        escrow_public_key="0" * 64,
-        created="2026-01-01T00:00:00Z",
-    )
 
 
 @pytest.fixture
 def planned(trip: Trip) -> Trip:
     """A staging whose plan has two disks."""
-    save_seed(trip.staging, seed_of(trip))
-    save_seal(trip.staging.seal_file, trip.seal)
-    write_plan(trip.staging, {s: [n for n, d in trip.placement.items() if d == s] for s in SERIALS}, trip.seal)
+    trip.write_papers()
     return trip
-
-
-def write_plan(staging: Staging, shares: dict[str, list[str]], seal: Seal) -> None:
-    document: dict[str, Any] = {
-        "format": "diskprep-plan",
-        "version": 1,
-        "job_name": seal.job_name,
-        "seal_digest": seal.digest,
-        "disks": [
-            {"serial": serial, "size_bytes": 1 << 30, "packs": packs, "indexes": []} for serial, packs in shares.items()
-        ],
-    }
-    durable.write_json(staging.plan_file, document)
 
 
 def job(state: JobState, *serials: str, name: str = JOB) -> Job:
@@ -106,7 +73,7 @@ def test_a_repairs_disks_count_too(planned: Trip) -> None:
     packs = [planned.seal.data_packs[0].name]
     made = make_repair(planned.staging, packs)
     assert told(planned) == set()
-    write_plan(made.staging, {"DISK-C": packs}, made.seal)
+    write_plan(made.staging, made.seal, {"DISK-C": packs})
     assert told(planned) == {("DISK-C", made.job_name)}
     save_job(made.staging, job(JobState.SHIPPING, "DISK-C", name=made.job_name))
     assert told(planned) == {("DISK-C", made.job_name)}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from seeds import SEED
 from support import diskprep, diskprep_json
 
 from diskprep.disk import plan as plans
 from diskprep.seal import FileKind, Seal, SealedFile, load_seal, save_seal
-from diskprep.seed import Seed, Staging, save_seed
+from diskprep.seed import Staging, save_seed
 
 MIB = 1 << 20
 
@@ -24,22 +26,9 @@ def staging(tmp_path: Path) -> Staging:
         name = f"data/{digest[:2]}/{digest}"
         files.append(SealedFile(name=name, kind=FileKind.DATA, size_bytes=16 * MIB, sha256=digest))
     seal = Seal(job_name="job-1", repository_id="0" * 64, snapshot="1" * 64, created="now", files=tuple(files))
-    seed = Seed(
-        job_name="job-1",
-        storage_account="someaccount",
-        container="container",
-        subscription_id="00000000-0000-4000-8000-000000000000",
-        resource_group="group",
-        location="westeurope",
-        hostname="host",
-        sources=("/source",),
-        repository_id="0" * 64,
-        escrow_public_key="0" * 64,
-        created="2026-01-01T00:00:00Z",
-    )
     staging = Staging(tmp_path / "staging")
     staging.root.mkdir()
-    save_seed(staging, seed)
+    save_seed(staging, replace(SEED, job_name="job-1", repository_id="0" * 64))
     save_seal(staging.seal_file, seal)
     plan = plans.make_plan(seal, [plans.Offer(serial="FIRST", size_bytes=96 * MIB)])
     assert len(plan.disks[0].packs) == 4

@@ -12,7 +12,8 @@ import pytest
 
 from diskprep import clock
 from diskprep.cli import outcome, output, places, returning, trips
-from diskprep.cli.jobmaking import Made, next_command, tell_made
+from diskprep.cli.advising import next_command
+from diskprep.cli.jobmaking import Made, tell_made
 from diskprep.events import Note, Progress
 from diskprep.importjob.advice import advise
 from diskprep.importjob.ledger import JobKey, Ledger

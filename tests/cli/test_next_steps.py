@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from seeds import SEED
 from support import diskprep, diskprep_json
 
 from diskprep.cli import output, places, status
@@ -15,7 +17,7 @@ from diskprep.errors import NotFound, StorageUnavailable
 from diskprep.importjob.model import DriveStatus, Job, JobState
 from diskprep.importjob.saved import save_job
 from diskprep.seal import FileKind, Seal, SealedFile, load_seal, save_seal
-from diskprep.seed import Seed, Staging, save_seed
+from diskprep.seed import Staging, save_seed
 from diskprep.store.directory import DirectoryStore
 from diskprep.vault import certificate as certificates
 from diskprep.vault.certificate import Certificate
@@ -34,22 +36,7 @@ def staging(tmp_path: Path) -> Staging:
         staging.seal_file,
         Seal(job_name="job-1", repository_id="0" * 64, snapshot="1" * 64, created="now", files=(file,)),
     )
-    save_seed(
-        staging,
-        Seed(
-            job_name="job-1",
-            storage_account="someaccount",
-            container="container",
-            subscription_id="00000000-0000-4000-8000-000000000000",
-            resource_group="group",
-            location="westeurope",
-            hostname="host",
-            sources=("/my source",),
-            repository_id="0" * 64,
-            escrow_public_key="0" * 64,
-            created="2026-01-01T00:00:00Z",
-        ),
-    )
+    save_seed(staging, replace(SEED, job_name="job-1", sources=("/my source",), repository_id="0" * 64))
     return staging
 
 
@@ -91,23 +78,23 @@ def test_a_dry_run_plans_with_images_that_are_not_there_yet(staging: Staging, tm
     assert "is to be kept" in diskprep("disk", "prepare", staging.root, inside, *options, code=20)[1]
 
 
-def test_after_ingestion_the_cleanup_comes_next(staging: Staging, tmp_path: Path) -> None:
-    job = Job(
+def completed() -> Job:
+    return Job(
         name="job-1",
         location="westeurope",
         storage_account_id="x",
         state=JobState.COMPLETED,
         drives=(DriveStatus(drive_id="WD-1", copy_status="Completed"),),
     )
-    save_job(staging, job)
-    assert diskprep_json("status", staging.root)["next"].startswith("diskprep vault ingest ")
-    vault = DirectoryStore(tmp_path / "my vault")
-    proven = Certificate(
+
+
+def certified(staging: Staging, tmp_path: Path) -> Certificate:
+    return Certificate(
         job_name="job-1",
         repository_id="0" * 64,
         seal_digest=load_seal(staging.seal_file).digest,
         snapshots=("1" * 64,),
-        vault=vault.location,
+        vault=str(tmp_path / "my vault"),
         created="2026-02-01T00:00:00Z",
         method="all",
         files=1,
@@ -120,6 +107,13 @@ def test_after_ingestion_the_cleanup_comes_next(staging: Staging, tmp_path: Path
         packs_read=1,
         packs_trusted=0,
     )
+
+
+def test_after_ingestion_the_cleanup_comes_next(staging: Staging, tmp_path: Path) -> None:
+    save_job(staging, completed())
+    assert diskprep_json("status", staging.root)["next"].startswith("diskprep vault ingest ")
+    vault = DirectoryStore(tmp_path / "my vault")
+    proven = certified(staging, tmp_path)
     certificates.save(replace(proven, seal_digest="0" * 64), vault, places.ingested_file(staging))
     assert diskprep_json("status", staging.root)["ingested"] == "", "a certificate of another seal"
     certificates.save(proven, vault, places.ingested_file(staging))
@@ -130,6 +124,36 @@ def test_after_ingestion_the_cleanup_comes_next(staging: Staging, tmp_path: Path
         f"--certificate '{staging.root}/certificate.json'\n"
     )
     assert status._certificate(Staging(staging.root / "repairs/job-1-r1", staging.root)) == proven
+
+
+@pytest.mark.parametrize("how", ["withdrawn", "another one", "the vault is not there"])
+def test_a_vault_that_can_be_reached_is_believed_and_not_the_copy_of_its_certificate(
+    staging: Staging, tmp_path: Path, how: str
+) -> None:
+    save_job(staging, completed())
+    vault = DirectoryStore(tmp_path / "my vault")
+    vault.write("config", [b"sealed"])
+    proven = certified(staging, tmp_path)
+    certificates.save(proven, vault, places.ingested_file(staging))
+    assert diskprep_json("status", staging.root)["withdrawn"] is False
+    if how == "withdrawn":
+        vault.delete(certificates.object_name("job-1"))
+    elif how == "another one":
+        certificates.save(replace(proven, created="2026-03-01T00:00:00Z"), vault, None)
+    else:
+        shutil.rmtree(vault.root)
+        vault.root.mkdir()  # where it is mounted at other times
+    document = diskprep_json("status", staging.root)
+    out, err = diskprep("status", staging.root)
+    if how == "the vault is not there":
+        assert (document["withdrawn"], document["ingested"]) == (False, proven.created)
+        assert "cleanup plan" in err
+    else:
+        assert (document["withdrawn"], document["ingested"]) == (True, "")
+        assert "the vault has it no longer" in out
+        assert document["next"].startswith("diskprep vault ingest ")
+        assert "vault ingest" in err
+        assert "cleanup" not in out + err
 
 
 def test_a_state_folder_that_can_never_be_is_told_with_what_to_do(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from manifests import block_of, page_range_of
+
 from diskprep.durable import Buffer
 from diskprep.exchange import manifest as m
 from diskprep.volume.bitlocker import Method, generate_recovery_password
@@ -29,7 +31,7 @@ def block_blob(name: str, data: bytes, **fields: Any) -> m.ManifestBlob:
         "blob_path": f"backup/{name}",
         "file_path": file_path(name),
         "length_bytes": len(data),
-        "blocks": tuple(m.block_of(offset, data[offset : offset + step]) for offset in range(0, len(data), step)),
+        "blocks": tuple(block_of(offset, data[offset : offset + step]) for offset in range(0, len(data), step)),
     }
     return m.ManifestBlob(**(values | fields))
 
@@ -39,7 +41,7 @@ def page_blob(name: str, data: bytes, ranges: list[tuple[int, int]], **fields: A
         "blob_path": f"backup/{name}",
         "file_path": file_path(name),
         "length_bytes": len(data),
-        "pages": tuple(m.page_range_of(offset, data[offset : offset + length]) for offset, length in ranges),
+        "pages": tuple(page_range_of(offset, data[offset : offset + length]) for offset, length in ranges),
     }
     return m.ManifestBlob(**(values | fields))
 

@@ -11,6 +11,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from manifests import DriveManifest, block_of, write_manifest
+
 from diskprep import clock
 from diskprep.durable import Buffer
 from diskprep.exchange import manifest as drive_manifest
@@ -85,8 +87,8 @@ def make_disk(folder: Path, serial: str, account: Account, container: str = "bac
     blobs = {f"data/{serial}/{number}": rng.randbytes(MIB + number) for number in range(files)}
     path, password = folder / f"{serial}.img", generate_recovery_password()
     create_image(path, 64 * MIB)
-    manifest = drive_manifest.write_manifest(
-        drive_manifest.DriveManifest(
+    manifest = write_manifest(
+        DriveManifest(
             drive_id=serial,
             container_sas=account.container_sas(container, clock.now() + timedelta(days=1)),
             client_creator="test",
@@ -119,7 +121,7 @@ def _entry(name: str, data: bytes) -> drive_manifest.ManifestBlob:
         blob_path=name,
         file_path="\\" + name.partition("/")[2].replace("/", "\\"),
         length_bytes=len(data),
-        blocks=tuple(drive_manifest.block_of(at, data[at : at + step]) for at in range(0, len(data), step)),
+        blocks=tuple(block_of(at, data[at : at + step]) for at in range(0, len(data), step)),
         disposition=drive_manifest.Disposition.NO_OVERWRITE,
     )
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from diskprep.datacenter import endpoint
 from diskprep.datacenter.lifecycle import Refusal
 from diskprep.datacenter.server import Datacenter
-from diskprep.importjob.service import AzureImportService
+from diskprep.importjob.client import AzureImportService
 from diskprep.secrets import Secret
 
 SUBSCRIPTION = "00000000-0000-4000-8000-000000000001"

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from copylogs import DriveLog, parse_copy_log
 from drives import MIB, PASSWORD, SERIAL, add_manifest, block_blob, make_drive
+from manifests import DriveManifest, write_manifest
 
 from diskprep import clock
 from diskprep.datacenter.server import Datacenter, Summary
 from diskprep.events import Event, Note, Progress
 from diskprep.exchange import manifest as m
-from diskprep.exchange.copylog import DriveLog, parse_copy_log
+from diskprep.importjob.client import AzureImportService
 from diskprep.importjob.model import Drive, Job, JobRequest, LogLevel, Package, ReturnAddress
-from diskprep.importjob.service import AzureImportService
 from diskprep.secrets import Secret
 from diskprep.store import BlobStore
 from diskprep.store.directory import DirectoryAccount
@@ -73,8 +74,8 @@ def prepare(base: Path, tmp_path: Path, account: DirectoryAccount) -> Callable[.
     ) -> Prepared:
         blobs = [entry(name, data) for name, data in FILES.items()] if blobs is None else blobs
         sas = account.container_sas("backup", clock.now() + timedelta(days=1))
-        value = m.DriveManifest(drive_id=drive_id, container_sas=sas, client_creator="test", blobs=tuple(blobs))
-        data = change(m.write_manifest(replace(value, **fields)))
+        value = DriveManifest(drive_id=drive_id, container_sas=sas, client_creator="test", blobs=tuple(blobs))
+        data = change(write_manifest(replace(value, **fields)))
         path = tmp_path / "disk.img"
         with base.open("rb") as origin, path.open("wb") as target:
             while os.copy_file_range(origin.fileno(), target.fileno(), 1 << 30):
@@ -192,7 +193,7 @@ def test_damage_loss_and_collision_are_told_apart(prepare: Any, run: Any, contai
 
     def told(blob: m.ManifestBlob) -> tuple[str, str, list[str]]:
         seen = found[blob.file_path]
-        return seen.status, seen.disposition_status, [block.status for block in seen.blocks]
+        return seen.status, seen.disposition_status, list(seen.parts)
 
     assert told(damaged) == ("CompletedWithErrors", "Created", ["Uncommitted", "Corrupted", "Uncommitted"])
     assert told(missing) == ("FileNotFound", "Cancelled", ["Cancelled"])
@@ -205,7 +206,7 @@ def test_damage_loss_and_collision_are_told_apart(prepare: Any, run: Any, contai
     assert container.read("four.jpg") == b"old"
     assert (done.log.status, done.job.state) == ("CompletedWithErrors", "Closed")
     assert done.error_log is not None
-    assert [len(blob.blocks) for blob in done.error_log.blobs] == [3, 1, 2, 0]
+    assert [len(blob.parts) for blob in done.error_log.blobs] == [3, 1, 2, 0]
     assert done.job.drives[0].bytes_succeeded == 70_000
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tracemalloc
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from azure.storage.blob import BlobLeaseClient
 from drives import MIB, PASSWORD, block_blob, file_path, make_drive, page_blob
+from manifests import side_file_of
 
 from diskprep.datacenter.faults import NO_FAULTS, DriveFault, DriveFaults
 from diskprep.datacenter.intake_blobs import Copier, Targets
@@ -21,9 +23,8 @@ from diskprep.datacenter.intake_parts import UNFINISHED
 from diskprep.durable import Buffer
 from diskprep.errors import NotSignedIn, StorageUnavailable
 from diskprep.exchange import manifest as m
-from diskprep.exchange.properties import write_metadata, write_properties
 from diskprep.secrets import Secret
-from diskprep.store import ContentProperties, ImportTarget
+from diskprep.store import ImportTarget
 from diskprep.store.azure import AzureStore
 from diskprep.store.directory import DirectoryAccount, DirectoryStore
 from diskprep.volume import bitlocker
@@ -33,11 +34,10 @@ from diskprep.volume.format import open_disk
 ONE, TWO, SMALL = os.urandom(5 * MIB + 3), os.urandom(4 * MIB + 512), os.urandom(1000)
 PAGES = os.urandom(4 * MIB) + bytes(MIB) + os.urandom(8192)
 RANGES = [(0, 4 * MIB), (5 * MIB, 4096), (5 * MIB + 4096, 4096)]
-METADATA = write_metadata({"UploadMethod": "disk", "Set": "a & b"})
-OTHER_METADATA = write_metadata({"Own": "1"})
-PROPERTIES = write_properties(
-    ContentProperties(content_type="text/plain", content_language="en", cache_control="no-cache", content_md5=b"m" * 16)
-)
+METADATA = b"<Metadata><UploadMethod>disk</UploadMethod><Set>a &amp; b</Set></Metadata>"
+OTHER_METADATA = b"<Metadata><Own>1</Own></Metadata>"
+PROPERTIES = b"""<Properties><Content-Type>text/plain</Content-Type><Content-MD5>%b</Content-MD5>
+<Content-Language>en</Content-Language><Cache-Control>no-cache</Cache-Control></Properties>""" % b64encode(b"m" * 16)
 FILES = {
     "one": ONE,
     "two": TWO,
@@ -181,7 +181,7 @@ def test_a_lease_keeps_a_blob_from_being_replaced(copy: Copy, target: ImportTarg
 
 def extras(metadata: str = "", properties: str = "") -> m.Extras:
     def side(name: str) -> m.SideFile | None:
-        return m.side_file_of(file_path(name), FILES.get(name, b"")) if name else None
+        return side_file_of(file_path(name), FILES.get(name, b"")) if name else None
 
     return m.Extras(metadata=side(metadata), properties=side(properties))
 

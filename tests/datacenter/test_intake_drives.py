@@ -16,7 +16,9 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
+from copylogs import DriveLog, parse_copy_log
 from drives import MIB, PASSWORD, SERIAL, block_blob, file_path, make_drive, page_blob, source
+from manifests import DriveManifest, parse_manifest, side_file_of, write_manifest
 from support import need_root, run
 
 from diskprep import clock
@@ -27,8 +29,7 @@ from diskprep.datacenter.intake_log import BlobEntry, DriveLogs, Spool, without_
 from diskprep.durable import Buffer
 from diskprep.errors import StorageUnavailable
 from diskprep.exchange import manifest as m
-from diskprep.exchange.copylog import BlobStatus, BlockStatus, DispositionStatus, parse_copy_log
-from diskprep.exchange.properties import write_metadata
+from diskprep.exchange.copylog import BlobStatus, BlockStatus, DispositionStatus
 from diskprep.secrets import Secret
 from diskprep.store import Account
 from diskprep.store.directory import DirectoryAccount, DirectoryStore
@@ -39,7 +40,7 @@ from diskprep.volume.ntfs import Filler
 KEY = b"k" * 32
 ONE, SMALL = os.urandom(5 * MIB + 3), os.urandom(1000)
 PAGES = os.urandom(8192)
-METADATA = write_metadata({"Set": "first"})
+METADATA = b"<Metadata><Set>first</Set></Metadata>"
 FILES = {"one": ONE, "small": SMALL, "pages": PAGES, "meta.xml": METADATA}
 
 
@@ -74,7 +75,7 @@ def account(tmp_path: Path) -> DirectoryAccount:
 
 
 def blobs() -> list[m.ManifestBlob]:
-    side = m.Extras(metadata=m.side_file_of(file_path("meta.xml"), METADATA))
+    side = m.Extras(metadata=side_file_of(file_path("meta.xml"), METADATA))
     return [
         block_blob("one", ONE),
         block_blob("small", SMALL, defaults=side),
@@ -84,13 +85,13 @@ def blobs() -> list[m.ManifestBlob]:
 
 def manifest(account: Account, entries: Sequence[m.ManifestBlob] | None = None, **fields: Any) -> bytes:
     sas = account.container_sas("backup", clock.now() + timedelta(days=1))
-    value = m.DriveManifest(
+    value = DriveManifest(
         drive_id=SERIAL,
         container_sas=sas,
         client_creator="test",
         blobs=tuple(blobs() if entries is None else entries),
     )
-    return m.write_manifest(replace(value, **fields))
+    return write_manifest(replace(value, **fields))
 
 
 Try = Callable[..., DriveResult]
@@ -124,6 +125,10 @@ def attempt(drive: Drive, account: DirectoryAccount) -> Try:
     return go
 
 
+def log_of(result: DriveResult) -> DriveLog:
+    return parse_copy_log(result.verbose_log.read())
+
+
 def fault(*faults: DriveFault, **counts: int) -> DriveFaults:
     return DriveFaults(faults=frozenset(faults), **counts)
 
@@ -152,15 +157,15 @@ def test_the_verbose_log_has_the_published_form_for_every_kind(attempt: Try) -> 
     assert (pages.find("Metadata/GlobalPath"), pages.findtext("Metadata/Path")) == (None, file_path("meta.xml"))
 
 
-def test_the_values_of_the_result_are_those_of_the_logs(attempt: Try, account: DirectoryAccount) -> None:
+def test_the_error_log_has_what_failed_and_no_credential_is_copied(attempt: Try, account: DirectoryAccount) -> None:
     data = manifest(account)
     result = attempt(data, faults=fault(DriveFault.BLOCKS_DAMAGED))
     assert result.error_log is not None
-    assert result.log == parse_copy_log(result.verbose_log.read())
     assert [blob.blob_path for blob in parse_copy_log(result.error_log.read()).blobs] == ["backup/one"]
-    sas = m.parse_manifest(data).container_sas
+    sas = parse_manifest(data).container_sas
     assert sas is not None
-    kept = result.manifest
+    assert result.manifest_copy is not None
+    kept = result.manifest_copy.read()
     assert b"sig=" not in kept
     shown = sas.reveal().replace("&", "&amp;").encode()
     assert kept == data.replace(shown, b"*******") != data
@@ -183,7 +188,7 @@ def test_each_fault_ends_with_its_published_status(
     attempt: Try, account: DirectoryAccount, struck: DriveFault, status: str
 ) -> None:
     result = attempt(faults=fault(struck))
-    assert (result.status, result.log.status) == (status, status)
+    assert (result.status, log_of(result).status) == (status, status)
     assert (result.error_log is None) == (status == "Completed")
     arrived = {item.name for item in account.container("backup").list()}
     assert arrived == {
@@ -191,12 +196,16 @@ def test_each_fault_ends_with_its_published_status(
         "CompletedWithErrors": {"small", "pages"},
     }.get(status, set())
     if status not in ("Completed", "CompletedWithErrors"):
-        assert (result.bytes_succeeded, result.container_name, result.manifest) == (0, "waimportexport", b"")
+        assert (result.bytes_succeeded, result.container_name, result.manifest_copy) == (0, "waimportexport", None)
 
 
 def test_several_faults_are_counted(attempt: Try) -> None:
     result = attempt(faults=fault(DriveFault.BLOCKS_DAMAGED, DriveFault.FILE_MISSING, blocks=2, files=1))
-    assert [blob.status for blob in result.log.blobs] == ["FileNotFound", "CompletedWithErrors", "CompletedWithErrors"]
+    assert [blob.status for blob in log_of(result).blobs] == [
+        "FileNotFound",
+        "CompletedWithErrors",
+        "CompletedWithErrors",
+    ]
 
 
 def test_an_account_key_opens_every_container_and_logs_go_to_the_diagnostics(
@@ -209,7 +218,8 @@ def test_an_account_key_opens_every_container_and_logs_go_to_the_diagnostics(
     assert (result.status, result.container_name) == ("Completed", "logs")
     assert account.container("backup").read("one") == ONE
     assert account.container("elsewhere").read("small") == SMALL
-    assert key.reveal().encode() not in result.manifest
+    assert result.manifest_copy is not None
+    assert key.reveal().encode() not in result.manifest_copy.read()
 
 
 @pytest.mark.parametrize("key", ["d3Jvbmc=", "no key at all", "é"])
@@ -287,11 +297,12 @@ def test_lengths_that_lie_about_the_file_end_the_blob(attempt: Try, account: Dir
     )
     started = time.process_time()
     result = attempt(manifest(account, [huge, page_blob("sparse", bytes(512), [], file_path=file_path("small"))]))
-    assert [(blob.status, len(blob.blocks)) for blob in result.log.blobs] == [
+    read = log_of(result).blobs
+    assert [(blob.status, len(blob.parts)) for blob in read] == [
         ("CompletedWithErrors", m.BLOCKS_LIMIT),
         ("Completed", 0),
     ]
-    assert {block.status for block in result.log.blobs[0].blocks} == {"FileUnexpectedEnd"}
+    assert set(read[0].parts) == {"FileUnexpectedEnd"}
     assert time.process_time() - started < 20
 
 
@@ -306,7 +317,7 @@ def test_a_damaged_file_system_gives_a_status(drive: Drive, tmp_path: Path, atte
 def test_two_readings_of_one_drive_bring_the_same(attempt: Try) -> None:
     first = attempt()
     second = attempt(again=True)
-    assert [replace(blob) for blob in second.log.blobs] == list(first.log.blobs)
+    assert log_of(second).blobs == log_of(first).blobs
     assert (second.status, second.bytes_succeeded) == ("Completed", first.bytes_succeeded)
     assert attempt().status == "CompletedWithWarnings"
 
@@ -417,5 +428,5 @@ def test_a_drive_that_fails_in_mid_manifest_keeps_what_was_copied(
     monkeypatch.setattr(m, "open_manifest", failing)
     result = attempt()
     assert (result.status, result.container_name) == ("ManifestCorrupted", "backup")
-    assert [blob.status for blob in result.log.blobs] == ["Completed"] * 3
+    assert [blob.status for blob in log_of(result).blobs] == ["Completed"] * 3
     assert account.container("backup").read("one") == ONE

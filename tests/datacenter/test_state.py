@@ -26,7 +26,7 @@ from diskprep.datacenter.faults import DriveFault, DriveFaults, ServiceFault
 from diskprep.datacenter.server import Datacenter
 from diskprep.datacenter.state import State
 from diskprep.errors import DataDamaged, FormatTooNew, Locked, StorageUnavailable, UsageError
-from diskprep.importjob.service import AzureImportService
+from diskprep.importjob.client import AzureImportService
 from diskprep.secrets import Secret
 from diskprep.store.directory import DirectoryAccount
 

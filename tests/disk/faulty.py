@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from manifests import parse_manifest
 from test_prepare import Bench
 
 import journal
 from diskprep import events
 from diskprep.disk import copying, prepare, record, verify, work
 from diskprep.errors import DiskprepError, NotFound
-from diskprep.exchange.manifest import parse_manifest
 from diskprep.volume.bitlocker import keys
 from diskprep.volume.device import open_for_reading
 from diskprep.volume.format import open_disk

@@ -64,11 +64,10 @@ def test_the_disk_under_the_source_is_refused() -> None:
 
 
 def test_the_disk_of_this_system_is_refused() -> None:
-    name = inventory.disk_under(Path("/"))
-    if not name:
+    disks, under = inventory.list_disks(), inventory.disks_under(Path("/"))
+    system = next((disk for disk in disks if disk.name in under), None)
+    if system is None:
         pytest.skip("the root file system here is on no disk of its own")
-    disks = inventory.list_disks()
-    system = next(disk for disk in disks if disk.name == name)
     assert guard.refusals(system, all_disks=disks)
 
 

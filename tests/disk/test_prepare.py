@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from manifests import parse_manifest
+from seeds import SEED
 from support import need_root, run
 
 import journal
@@ -29,10 +31,9 @@ from diskprep.errors import (
     ReadBackFailed,
     StorageUnavailable,
 )
-from diskprep.exchange.manifest import parse_manifest
 from diskprep.seal import FileKind, Seal, SealedFile
 from diskprep.secrets import Secret
-from diskprep.seed import Seed, Staging, save_seed
+from diskprep.seed import Staging, save_seed
 from diskprep.volume.bitlocker import Method
 from diskprep.volume.device import open_for_reading
 from diskprep.volume.format import open_disk
@@ -48,19 +49,7 @@ class Bench:
         self.root = root
         self.staging = Staging(root / "staging")
         self.public, self.private = escrow.generate()
-        self.seed = Seed(
-            job_name="test-job",
-            storage_account="account",
-            container="container",
-            subscription_id="00000000-0000-4000-8000-000000000000",
-            resource_group="group",
-            location="westeurope",
-            hostname="host",
-            sources=("/srv",),
-            repository_id="ab" * 32,
-            escrow_public_key=self.public,
-            created="2026-01-01T00:00:00Z",
-        )
+        self.seed = replace(SEED, job_name="test-job", escrow_public_key=self.public)
         files = []
         for size in sizes:
             data = os.urandom(size)

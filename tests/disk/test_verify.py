@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from manifests import DriveManifest, block_of, write_manifest
 from support import run
 
 from diskprep import clock
 from diskprep.disk import hashing, verify
 from diskprep.errors import DiskFailed, ReadBackFailed
-from diskprep.exchange.manifest import DriveManifest, ManifestBlob, block_of, manifest_hash, write_manifest
+from diskprep.exchange.manifest import ManifestBlob, manifest_hash
 from diskprep.secrets import Secret
 from diskprep.volume.bitlocker import Method, generate_recovery_password
 from diskprep.volume.device import Device, create_image, open_for_reading, open_for_writing

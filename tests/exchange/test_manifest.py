@@ -12,6 +12,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from manifests import DriveManifest, block_of, parse_manifest, write_manifest
 
 from diskprep.errors import DataDamaged
 from diskprep.exchange import manifest as m
@@ -24,7 +25,7 @@ SAS = "backup?sv=1&se=2026-01-01T00%3A00%3A00Z&sig=a%2Bb<'\">&sp=rwdl"
 def blob(name: str = "data/ab/abc", sizes: tuple[int, ...] = (4 << 20, 17)) -> m.ManifestBlob:
     blocks, offset = [], 0
     for size in sizes:
-        blocks.append(replace(m.block_of(offset, b"x"), length=size))
+        blocks.append(replace(block_of(offset, b"x"), length=size))
         offset += size
     return m.ManifestBlob(
         blob_path=f"backup/{name}",
@@ -34,19 +35,19 @@ def blob(name: str = "data/ab/abc", sizes: tuple[int, ...] = (4 << 20, 17)) -> m
     )
 
 
-def manifest(*blobs: m.ManifestBlob) -> m.DriveManifest:
-    return m.DriveManifest(drive_id="WD-123", container_sas=Secret(SAS), client_creator="tool & co", blobs=blobs)
+def manifest(*blobs: m.ManifestBlob) -> DriveManifest:
+    return DriveManifest(drive_id="WD-123", container_sas=Secret(SAS), client_creator="tool & co", blobs=blobs)
 
 
 def test_what_is_written_is_read_back() -> None:
     for value in (manifest(), manifest(blob()), manifest(blob(), blob("b", ()), blob("c", (1,)))):
-        data = m.write_manifest(value)
-        assert m.parse_manifest(data) == value
+        data = write_manifest(value)
+        assert parse_manifest(data) == value
         assert m.manifest_hash(data) == hashlib.md5(data).hexdigest().upper()
 
 
 def test_elements_stand_in_the_published_order() -> None:
-    root = ET.fromstring(m.write_manifest(manifest(blob())))
+    root = ET.fromstring(write_manifest(manifest(blob())))
     assert (root.tag, root.attrib) == ("DriveManifest", {"Version": "2014-11-01"})
     drive = root[0]
     assert [child.tag for child in drive] == ["DriveId", "ContainerSas", "ClientCreator", "BlobList"]
@@ -63,13 +64,13 @@ def test_elements_stand_in_the_published_order() -> None:
 
 
 def test_a_block_id_is_the_md5_as_the_original_tool_writes_it() -> None:
-    block = m.block_of(5, b"hello")
+    block = block_of(5, b"hello")
     assert block.md5 == "5D41402ABC4B2A76B9719D911017C592"
     assert block.block_id == "MD5/XUFAKrxLKna5cZ2REBfFkg=="
 
 
 def test_a_manifest_of_another_tool_is_read() -> None:
-    found = m.parse_manifest((FIXTURES / "two-blobs.xml").read_bytes())
+    found = parse_manifest((FIXTURES / "two-blobs.xml").read_bytes())
     assert found.drive_id == "WD-WMATV123456"
     assert found.container_sas == Secret("backup?sv=2014-02-14&sr=c&sp=rwd&sig=c2lnbmF0dXJl")
     assert [blob.blob_path for blob in found.blobs] == ["backup/dir/a.bin", "backup/empty"]
@@ -78,15 +79,15 @@ def test_a_manifest_of_another_tool_is_read() -> None:
 
 
 def test_blocks_without_ids_get_them_from_their_hash() -> None:
-    data = m.write_manifest(manifest(blob(sizes=(5,))))
-    assert m.parse_manifest(data.replace(b' Id="MD5/ndTkYSaMgDT1yFZOFVxn9g=="', b"")).blobs == (blob(sizes=(5,)),)
+    data = write_manifest(manifest(blob(sizes=(5,))))
+    assert parse_manifest(data.replace(b' Id="MD5/ndTkYSaMgDT1yFZOFVxn9g=="', b"")).blobs == (blob(sizes=(5,)),)
 
 
 def test_the_credential_is_never_shown() -> None:
     value = manifest(blob())
     assert "sig=" not in repr(value) + str(value)
     with pytest.raises(DataDamaged) as caught:
-        m.parse_manifest(m.write_manifest(value).replace(b"</ContainerSas>", b"</Wrong>"))
+        parse_manifest(write_manifest(value).replace(b"</ContainerSas>", b"</Wrong>"))
     assert "sig=" not in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
@@ -134,24 +135,24 @@ def test_the_credential_is_never_shown() -> None:
     ],
 )
 def test_what_breaks_a_rule_is_refused(old: bytes, new: bytes) -> None:
-    data = m.write_manifest(manifest(blob()))
+    data = write_manifest(manifest(blob()))
     assert old in data
     with pytest.raises(DataDamaged):
-        m.parse_manifest(data.replace(old, new))
+        parse_manifest(data.replace(old, new))
 
 
 def test_a_blob_named_twice_is_refused() -> None:
-    data = m.write_manifest(manifest(blob("a"), blob("b")))
+    data = write_manifest(manifest(blob("a"), blob("b")))
     with pytest.raises(DataDamaged, match="twice"):
-        m.parse_manifest(data.replace(b"backup/b", b"backup/a"))
+        parse_manifest(data.replace(b"backup/b", b"backup/a"))
 
 
 def test_more_blocks_than_allowed_are_refused() -> None:
     good = blob("a", (1,) * m.BLOCKS_LIMIT)
-    assert len(m.parse_manifest(m.write_manifest(manifest(good))).blobs[0].blocks) == 50_000
+    assert len(parse_manifest(write_manifest(manifest(good))).blobs[0].blocks) == 50_000
     extra = b'<Block Offset="50000" Length="1" Id="MD5/ndTkYSaMgDT1yFZOFVxn9g==" Hash="%s"/></BlockList>' % (b"0" * 32)
     with pytest.raises(DataDamaged, match="50000"):
-        m.parse_manifest(m.write_manifest(manifest(good)).replace(b"</BlockList>", extra))
+        parse_manifest(write_manifest(manifest(good)).replace(b"</BlockList>", extra))
 
 
 HOSTILE = {
@@ -172,17 +173,17 @@ HOSTILE = {
 def test_hostile_documents_are_refused_at_once_and_cheaply(name: str) -> None:
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(DataDamaged):
-        m.parse_manifest(HOSTILE[name])
+        parse_manifest(HOSTILE[name])
     assert time.process_time() - started < 0.25
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20 << 10
 
 
 @given(st.binary(max_size=400), st.integers(0, 600), st.integers(0, 20))
 def test_any_change_gives_a_manifest_or_damage(noise: bytes, offset: int, cut: int) -> None:
-    data = m.write_manifest(manifest(blob(sizes=(3,))))
+    data = write_manifest(manifest(blob(sizes=(3,))))
     changed = data[:offset] + noise + data[offset + cut :]
     try:
-        m.parse_manifest(changed)
+        parse_manifest(changed)
     except DataDamaged:
         return
 
@@ -190,6 +191,6 @@ def test_any_change_gives_a_manifest_or_damage(noise: bytes, offset: int, cut: i
 def test_a_hundred_thousand_blobs_take_seconds() -> None:
     blobs = tuple(blob(f"data/{i % 256:02x}/{i:064x}", (4 << 20,) * 3 + (9,)) for i in range(20_000))
     started = time.process_time()
-    data = m.write_manifest(manifest(*blobs))
-    assert m.parse_manifest(data).blobs == blobs
+    data = write_manifest(manifest(*blobs))
+    assert parse_manifest(data).blobs == blobs
     assert time.process_time() - started < 20  # a fifth of it; generous for a loaded machine

@@ -10,6 +10,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from manifests import block_of, parse_manifest
 
 from diskprep.errors import DataDamaged
 from diskprep.exchange import manifest as m
@@ -33,7 +34,7 @@ def pages(*ranges: tuple[int, int], length: int = 4 << 20, name: str = "vm.vhd",
 
 def block(name: str, **fields: Any) -> m.ManifestBlob:
     return m.ManifestBlob(
-        blob_path=f"backup/{name}", file_path="\\x", length_bytes=1, blocks=(m.block_of(0, b"x"),), **fields
+        blob_path=f"backup/{name}", file_path="\\x", length_bytes=1, blocks=(block_of(0, b"x"),), **fields
     )
 
 
@@ -58,7 +59,7 @@ def test_page_blobs_and_side_files_are_read_back_as_written() -> None:
         block("e"),
     ]
     assert read(document(*blobs)) == blobs
-    assert m.parse_manifest(document(*blobs)).blobs == tuple(blobs)
+    assert parse_manifest(document(*blobs)).blobs == tuple(blobs)
 
 
 def test_elements_stand_in_the_published_order() -> None:
@@ -101,7 +102,7 @@ def test_a_list_with_an_id_and_a_hash_with_a_space_are_read() -> None:
 
 def test_the_account_key_is_not_shown() -> None:
     stream = m.open_manifest([document(block("a"))])
-    assert stream.account_key == Secret("a2V5")
+    assert stream.head.account_key == Secret("a2V5")
     assert "a2V5" not in repr(stream.head)
 
 
@@ -152,7 +153,7 @@ def test_more_page_ranges_than_allowed_are_refused() -> None:
 
 
 def test_values_refuse_what_they_cannot_mean() -> None:
-    for fields in ({"length_bytes": 513}, {"blocks": (m.block_of(0, b"x"),)}):
+    for fields in ({"length_bytes": 513}, {"blocks": (block_of(0, b"x"),)}):
         with pytest.raises(DataDamaged):
             replace(pages(), **fields)
     with pytest.raises(DataDamaged):

@@ -9,6 +9,7 @@ import tracemalloc
 from collections.abc import Iterator
 
 import pytest
+from manifests import block_of, parse_manifest
 
 from diskprep.errors import DataDamaged
 from diskprep.exchange import manifest as m
@@ -17,7 +18,7 @@ from diskprep.exchange.distinct import Names
 from diskprep.secrets import Secret
 
 HEAD = m.ManifestHead(drive_id="WD-123", container_sas=Secret("backup?sv=1&sig=a"), client_creator="tool & co")
-_BLOCK = m.block_of(0, b"x")
+_BLOCK = block_of(0, b"x")
 
 
 def blobs(count: int) -> Iterator[m.ManifestBlob]:
@@ -31,19 +32,11 @@ def blobs(count: int) -> Iterator[m.ManifestBlob]:
 
 
 def whole(count: int) -> bytes:
-    manifest = m.DriveManifest(
-        drive_id="WD-123", container_sas=HEAD.container_sas, client_creator="tool & co", blobs=tuple(blobs(count))
-    )
-    return m.write_manifest(manifest)
-
-
-@pytest.mark.parametrize("count", [0, 1, 1500])
-def test_a_stream_is_the_same_file_as_one_written_at_once(count: int) -> None:
-    assert b"".join(m.stream_manifest(HEAD, blobs(count))) == whole(count)
+    return b"".join(m.stream_manifest(HEAD, blobs(count)))
 
 
 def test_the_written_form_is_pinned() -> None:
-    data = b"".join(m.stream_manifest(HEAD, blobs(2)))
+    data = whole(2)
     assert hashlib.sha256(data).hexdigest() == "9408dbfa7254313bc12d2233812b8f0884b74f40199c5664cd0a28c2a823ec40"
 
 
@@ -64,8 +57,6 @@ def test_how_the_bytes_are_cut_does_not_matter(step: int) -> None:
     data = whole(40 if step < 100 else 900)
     stream = m.open_manifest(memoryview(data)[at : at + step] for at in range(0, len(data), step))
     assert stream.head == HEAD
-    assert (stream.drive_id, stream.client_creator, stream.account_key) == ("WD-123", "tool & co", None)
-    assert stream.container_sas == HEAD.container_sas
     assert list(stream) == list(blobs(40 if step < 100 else 900))
     assert (stream.size_bytes, stream.hash) == (len(data), m.manifest_hash(data))
 
@@ -112,12 +103,12 @@ def test_without_a_drive_nothing_is_opened(document: bytes) -> None:
 )
 def test_values_of_the_drive_stand_before_the_blobs(late: bytes) -> None:
     with pytest.raises(DataDamaged):
-        m.parse_manifest(whole(1).replace(b"</Drive>", late))
+        parse_manifest(whole(1).replace(b"</Drive>", late))
 
 
 def test_several_lists_of_blobs_are_one() -> None:
     data = whole(2).replace(b"</Blob>\n<Blob>", b"</Blob></BlobList><BlobList><Blob>")
-    assert m.parse_manifest(data).blobs == tuple(blobs(2))
+    assert parse_manifest(data).blobs == tuple(blobs(2))
 
 
 def test_a_name_that_comes_again_much_later_is_refused_both_ways() -> None:

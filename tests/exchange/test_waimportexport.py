@@ -1,15 +1,13 @@
-"""WAImportExport's papers: what we write is what the samples show; what others wrote is read as far as it is whole."""
+"""WAImportExport's papers: what we write is what the published samples show."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from diskprep.errors import DataDamaged
 from diskprep.exchange import waimportexport as w
@@ -56,10 +54,8 @@ def journal(info: w.DriveInfo = INFO) -> bytes:
     return w.write_journal(info, created=MOMENT, finished=MOMENT + timedelta(hours=3))
 
 
-def test_the_drives_own_file_is_read_back_with_the_password() -> None:
-    data = w.write_drive_info(INFO)
-    assert w.parse_drive_info(data) == INFO
-    root = ET.fromstring(data)
+def test_the_drives_own_file_has_the_four_things_with_the_password() -> None:
+    root = ET.fromstring(w.write_drive_info(INFO))
     assert (root.tag, root.attrib) == ("Drive", {})
     assert [(child.tag, child.text) for child in root] == [
         ("DriveId", "WD-WMATV123456"),
@@ -67,13 +63,6 @@ def test_the_drives_own_file_is_read_back_with_the_password() -> None:
         ("ManifestFile", "\\DriveManifest.xml"),
         ("ManifestHash", "D863FE44F861AE0DA4DCEAEEFFCCCE68"),
     ]
-
-
-def test_the_journal_is_read_back_without_the_password() -> None:
-    data = journal()
-    assert w.parse_journal(data) == replace(INFO, bitlocker_key=None)
-    assert PASSWORD.encode() not in data
-    assert data.count(b"*******") == 1
 
 
 def test_the_journal_looks_like_the_published_samples() -> None:
@@ -87,6 +76,7 @@ def test_the_journal_looks_like_the_published_samples() -> None:
     sample[0] = "[BeginUpdateRecord][2026/03/01 15:30:59.007][Type:ActivityRecord]"
     sample[5] = sample[5].replace("drive-id", "WD-WMATV123456")
     assert lines[3:] == sample
+    assert PASSWORD not in journal().decode()
 
 
 def test_times_are_written_in_utc() -> None:
@@ -94,121 +84,27 @@ def test_times_are_written_in_utc() -> None:
     assert w.write_journal(INFO, created=east, finished=east) == w.write_journal(INFO, created=MOMENT, finished=MOMENT)
 
 
-def test_a_published_sample_is_read() -> None:
-    found = w.parse_journal(SAMPLE)
-    assert (found.drive_id, found.bitlocker_key) == ("drive-id", None)
-    assert w.parse_journal(b"\xef\xbb\xbf" + SAMPLE.replace(b"\n", b"\r\n")) == found
-
-
-def test_the_last_complete_record_counts() -> None:
-    other = replace(INFO, drive_id="OTHER")
-    assert w.parse_journal(journal() + journal(other)).drive_id == "OTHER"
-    assert w.parse_journal(journal(other) + journal()).drive_id == INFO.drive_id
-
-
-def test_wherever_a_crash_cut_the_last_record_the_one_before_it_counts() -> None:
-    first, second = journal(), journal(replace(INFO, drive_id="OTHER"))
-    whole = len(first + second) - len(b"\r\n")
-    for end in range(len(first), whole):
-        assert w.parse_journal((first + second)[:end]).drive_id == INFO.drive_id, end
-    assert w.parse_journal((first + second)[:whole]).drive_id == "OTHER"
-
-
-def test_a_torn_record_in_the_middle_is_passed_over() -> None:
-    first, second = journal(), journal(replace(INFO, drive_id="OTHER"))
-    for end in range(len(second) - len(b"[EndUpdateRecord]\r\n")):
-        assert w.parse_journal(first + second[:end] + b"\r\n" + first).drive_id == INFO.drive_id
-        if end < len(second) - 100:
-            assert w.parse_journal(first + second[:end]).drive_id == INFO.drive_id
-
-
-def test_every_beginning_of_a_journal_is_no_journal_or_the_drive() -> None:
-    data = journal()
-    for end in range(len(data) - 2):
-        with pytest.raises(DataDamaged, match="complete"):
-            w.parse_journal(data[:end])
-
-
 def test_the_password_is_never_shown() -> None:
     assert PASSWORD not in repr(INFO) + str(INFO)
-    data = w.write_drive_info(INFO)
-    for old, new in ((b"238810", b"23881"), (b"-662376", b"-x-662376"), (b"</Drive>", b"</Wrong>"), (b"</Bit", b"</x")):
-        assert old in data
+    for wrong in (PASSWORD[:-1], PASSWORD.replace("-", ""), PASSWORD.replace("238810", "x")):
         with pytest.raises(DataDamaged) as caught:
-            w.parse_drive_info(data.replace(old, new))
+            replace(INFO, bitlocker_key=Secret(wrong))
         assert "662376" not in str(caught.value)
         assert caught.value.__cause__ is None
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
+    "fields",
     [
-        (b"WD-WMATV123456", b""),
-        (b"WD-WMATV123456", b"WD WMATV123456"),
-        (b"WD-WMATV123456", b"a&#27;[2J"),
-        (b"\\DriveManifest.xml", b"\\..\\..\\x"),
-        (b"\\DriveManifest.xml", b"C:\\x"),
-        (b"D863FE44F861AE0DA4DCEAEEFFCCCE68", b"D863"),
-        (b"<DriveId>WD-WMATV123456</DriveId>", b""),
-        (b"<BitLockerKey>" + PASSWORD.encode() + b"</BitLockerKey>", b""),
-        (PASSWORD.encode(), b""),
-        (PASSWORD.encode(), PASSWORD.replace("-", "").encode()),
-        (b"<Drive>", b"<Drive><DriveId>A</DriveId>"),
-        (b"<Drive>", b"<Other>"),
-        (b"</Drive>", b""),
-        (b"<Drive>", b'<!DOCTYPE x [<!ENTITY a "b">]><Drive>'),
-        (b"UTF-8", b"UTF-99"),
+        {"drive_id": ""},
+        {"drive_id": "WD WMATV123456"},
+        {"drive_id": "a\x1b[2J"},
+        {"manifest_file": "\\..\\..\\x"},
+        {"manifest_file": "C:\\x"},
+        {"manifest_hash": "D863"},
+        {"bitlocker_key": Secret("")},
     ],
 )
-def test_what_breaks_a_rule_is_refused(old: bytes, new: bytes) -> None:
-    data = w.write_drive_info(INFO)
-    assert old in data
+def test_what_breaks_a_rule_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(DataDamaged):
-        w.parse_drive_info(data.replace(old, new, 1))
-
-
-def test_elements_of_a_newer_tool_are_passed_over() -> None:
-    data = w.write_drive_info(INFO).replace(b"</Drive>", b"<DriveHeaderHash/><New><DriveId>x</DriveId></New></Drive>")
-    assert w.parse_drive_info(data) == INFO
-
-
-def test_a_hash_in_small_letters_is_the_same() -> None:
-    data = w.write_drive_info(INFO)
-    assert w.parse_drive_info(data.replace(b"D863FE44", b"d863fe44")) == INFO
-
-
-def test_a_value_may_hold_what_looks_like_a_field() -> None:
-    trick = SAMPLE.replace(b"<Drive>\n", b"<Drive>\nActivityId: Other\n")
-    assert w.parse_journal(trick).drive_id == "drive-id"
-
-
-HOSTILE = {
-    "empty": b"",
-    "zeros": bytes(1 << 20),
-    "one line": b"x" * (15 << 20),
-    "one name": b"[BeginUpdateRecord]\n" + b":" * (15 << 20) + b"\n[EndUpdateRecord]\n",
-    "lines": b"\n" * (2 << 20),
-    "records": b"[BeginUpdateRecord]\nActivityId: DriveInfo\n[EndUpdateRecord]\n" * 50_000,
-    "open values": b"[BeginUpdateRecord]\nDriveState: [BeginValue]\n" * 100_000,
-    "deep": SAMPLE.replace(b"<Drive>\n", b"<Drive>" * 100_000),
-    "too long": bytes(w.SIZE_LIMIT_BYTES + 1),
-    "not text": SAMPLE.replace(b"drive-id", b"\xff\xfe\xff"),
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_journals_are_refused_in_reasonable_time(name: str) -> None:
-    started = time.process_time()
-    with pytest.raises(DataDamaged):
-        w.parse_journal(HOSTILE[name])
-    assert time.process_time() - started < 2
-
-
-@given(st.binary(max_size=200), st.integers(0, 1100), st.integers(0, 40))
-def test_any_change_gives_a_drive_or_damage(noise: bytes, offset: int, cut: int) -> None:
-    changed = SAMPLE[:offset] + noise + SAMPLE[offset + cut :]
-    try:
-        found = w.parse_journal(changed)
-    except DataDamaged:
-        return
-    assert found.manifest_hash
+        replace(INFO, **fields)

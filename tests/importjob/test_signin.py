@@ -25,13 +25,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from seeds import SEED
 
 from diskprep import clock
 from diskprep.cli.connecting import open_service
 from diskprep.errors import NotSignedIn, ServiceError, UsageError
 from diskprep.importjob.signin import PUBLIC_URL, Auth, fixed, parse_token, sign_in, token_file
 from diskprep.secrets import Secret
-from diskprep.seed import Seed
 
 _CANARY = "eyJ0eXAi.canary-token-as-long-as-true-ones-at-the-least.0123456789"
 
@@ -379,21 +379,6 @@ def test_no_token_gets_out(
         root.setLevel(level)
     out, err = capfd.readouterr()
     assert _CANARY not in text + heard.getvalue() + out + err
-
-
-SEED = Seed(
-    job_name="first-backup",
-    storage_account="backups",
-    container="backup",
-    subscription_id="00000000-0000-4000-8000-000000000001",
-    resource_group="seeding",
-    location="westeurope",
-    hostname="server",
-    sources=("/srv",),
-    repository_id="ab" * 32,
-    escrow_public_key="cd" * 32,
-    created="2026-03-01T00:00:00Z",
-)
 
 
 @pytest.mark.parametrize(

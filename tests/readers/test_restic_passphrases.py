@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from passphrases import opened, opens, plant
 from support import need, run
 
-from diskprep.errors import UsageError, WrongPassphrase
+from diskprep.errors import UsageError
 from diskprep.repository import keys
 from diskprep.repository.repository import Repository, create, open_repository
 from diskprep.repository.slots import MAX_SLOTS, Slots
@@ -36,25 +36,6 @@ def repository(store: DirectoryStore) -> Repository:
 @pytest.fixture
 def slots(repository: Repository) -> Slots:
     return Slots(repository)
-
-
-def opened(store: DirectoryStore, passphrase: Secret[str]) -> Slots:
-    return Slots(open_repository(store, passphrase))
-
-
-def opens(store: DirectoryStore, passphrase: Secret[str]) -> bool:
-    try:
-        open_repository(store, passphrase)
-    except WrongPassphrase:
-        return False
-    return True
-
-
-def plant(store: DirectoryStore, content: bytes, name: str | None = None) -> str:
-    """Put a key file there as anybody could; its name is its hash unless it is told otherwise."""
-    name = name or hashlib.sha256(content).hexdigest()
-    store.write(f"keys/{name}", [content])
-    return name
 
 
 class Restic:

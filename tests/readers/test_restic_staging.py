@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from support import make_tree, need, run
+from vaults import load_tree
 
 from diskprep import clock
 from diskprep.events import Event
@@ -102,7 +103,7 @@ def subtree(repository: Repository, snapshot: Snapshot, path: Path) -> bytes:
     tree: bytes | None = snapshot.tree
     for part in path.parts[1:]:
         assert tree is not None
-        tree = {node.name: node.subtree for node in repository.load_tree(tree)}[os.fsencode(part)]
+        tree = {node.name: node.subtree for node in load_tree(repository, tree)}[os.fsencode(part)]
     assert tree is not None
     return tree
 

@@ -8,6 +8,7 @@ import os
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from vaults import load_tree
 
 from diskprep.errors import DataDamaged, FormatTooNew, NotBuilt, NotFound, UsageError, WrongPassphrase
 from diskprep.repository import keys
@@ -107,7 +108,7 @@ def test_blobs_come_back_and_a_changed_pack_is_noticed(store: DirectoryStore, re
     tree_id = _save(repository, BlobKind.TREE, encode_tree([_node(b"one"), _node(b"two")]))
     data_id = _save(repository, BlobKind.DATA, os.urandom(1000))
     again = open_repository(store, PASSPHRASE)
-    assert [node.name for node in again.load_tree(tree_id)] == [b"one", b"two"]
+    assert [node.name for node in load_tree(again, tree_id)] == [b"one", b"two"]
     location = again.index.find(BlobKind.DATA, data_id)
     assert location is not None
     assert again.index.find(BlobKind.TREE, data_id) is None

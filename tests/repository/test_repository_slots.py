@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
@@ -17,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from passphrases import opened, opens, plant
 from support import need, run
 
 from diskprep import clock
@@ -51,25 +51,6 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def slots(repository: Repository) -> Slots:
     return Slots(repository)
-
-
-def opened(store: DirectoryStore, passphrase: Secret[str]) -> Slots:
-    return Slots(open_repository(store, passphrase))
-
-
-def opens(store: DirectoryStore, passphrase: Secret[str]) -> bool:
-    try:
-        open_repository(store, passphrase)
-    except WrongPassphrase:
-        return False
-    return True
-
-
-def plant(store: DirectoryStore, content: bytes, name: str | None = None) -> str:
-    """Put a key file there as anybody could; its name is its hash unless it is told otherwise."""
-    name = name or hashlib.sha256(content).hexdigest()
-    store.write(f"keys/{name}", [content])
-    return name
 
 
 def spoil(store: DirectoryStore, name: str, content: bytes) -> None:

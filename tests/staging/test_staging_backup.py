@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support import make_tree
+from vaults import load_tree
 
 from diskprep.errors import Interrupted, Locked, StorageFull
 from diskprep.events import Event, Note, Progress
@@ -36,9 +37,9 @@ def listing(repository: Repository, snapshot: str, path: Path | bytes) -> dict[b
     for part in os.fsencode(path).split(b"/"):
         if part:
             assert tree is not None
-            tree = {node.name: node for node in repository.load_tree(tree)}[part].subtree
+            tree = {node.name: node for node in load_tree(repository, tree)}[part].subtree
     assert tree is not None
-    return {node.name: node for node in repository.load_tree(tree)}
+    return {node.name: node for node in load_tree(repository, tree)}
 
 
 def content(repository: Repository, node: Node) -> bytes:

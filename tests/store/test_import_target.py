@@ -157,7 +157,8 @@ def test_each_set_replaces_all_and_the_md5_stays_unless_it_is_given(target: Impo
 
 
 @pytest.mark.parametrize(
-    "metadata", [{"a-b": "1"}, {"a": "1\r\nb: 2"}, {"a": "é"}, {"a": "x" * 9000}, {"a": "1", "A": "2"}, {"": "1"}]
+    "metadata",
+    [{"a-b": "1"}, {"a": "1\r\nb: 2"}, {"a": " 1"}, {"a": "é"}, {"a": "x" * 9000}, {"a": "1", "A": "2"}, {"": "1"}],
 )
 def test_what_headers_do_not_take_is_refused(target: ImportTarget, metadata: dict[str, str]) -> None:
     target.write("blob", [b"x"])
@@ -165,8 +166,9 @@ def test_what_headers_do_not_take_is_refused(target: ImportTarget, metadata: dic
         target.set_metadata("blob", metadata)
     with pytest.raises(DataDamaged):
         target.create_pages("pages", 512, metadata)
-    with pytest.raises(DataDamaged):
-        target.set_properties("blob", ContentProperties(cache_control="a\nb"))
+    for properties in (ContentProperties(cache_control="a\nb"), ContentProperties(content_md5=b"1")):
+        with pytest.raises(DataDamaged):
+            target.set_properties("blob", properties)
     assert target.inspect("pages") is None
 
 

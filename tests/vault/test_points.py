@@ -12,6 +12,7 @@ import pytest
 from history import History, make_history
 from support import diskprep, diskprep_json
 from trip import flip_middle, restic
+from vaults import load_tree
 
 from diskprep.events import Event, Progress
 from diskprep.repository.pack import BlobKind, object_name
@@ -126,7 +127,7 @@ def test_a_point_is_restorable_when_all_packs_it_needs_are_there(damaged: Histor
 def packs_of(history: History, tree: bytes) -> set[str]:
     """The packs with data of a directory and all below it, found the slow way."""
     repository, packs = history.repository, set()
-    for node in repository.load_tree(tree):
+    for node in load_tree(repository, tree):
         if node.subtree is not None:
             packs |= packs_of(history, node.subtree)
         for blob in node.content or ():

@@ -10,11 +10,8 @@ import typer
 from trip import JOB, SERIALS, Trip, restic
 from typer.testing import CliRunner
 
-from diskprep import durable
 from diskprep.cli import mending
 from diskprep.errors import DataDamaged, UsageError
-from diskprep.seal import save_seal
-from diskprep.seed import Seed, save_seed
 from diskprep.store.directory import DirectoryStore
 
 app = typer.Typer()
@@ -24,23 +21,7 @@ app.command("repair")(mending.repair)
 @pytest.fixture
 def arrived(trip: Trip) -> Trip:
     """A vault that lacks disk A's packs and one of disk B's, and a staging with its papers."""
-    seed = Seed(
-        job_name=JOB,
-        storage_account="account",
-        container="container",
-        subscription_id="00000000-0000-0000-0000-000000000000",
-        resource_group="group",
-        location="westeurope",
-        hostname="host",
-        sources=(str(trip.source),),
-        repository_id=trip.seal.repository_id,
-        escrow_public_key="0" * 64,
-        created="2026-01-01T00:00:00Z",
-    )
-    save_seed(trip.staging, seed)
-    save_seal(trip.staging.seal_file, trip.seal)
-    shares = [{"serial": s, "packs": [n for n, d in trip.placement.items() if d == s]} for s in SERIALS]
-    durable.write_json(trip.staging.plan_file, {"format": "diskprep-plan", "version": 1, "disks": shares})
+    trip.write_papers()
     trip.publish()
     for name in on(trip, SERIALS[1])[1:]:
         trip.vault.write(name, [DirectoryStore(trip.staging.repository).read(name)])
