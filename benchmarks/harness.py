@@ -183,6 +183,19 @@ def warm(path: Path) -> None:
                     pass
 
 
+def heat(folder: Path, size: int) -> None:
+    """Have the kernel hold memory for `size` bytes below `folder`, written and removed again: in a virtual machine
+    whoever touches memory first pays for getting it from the host, and it is not to be always the same tool."""
+    spare = folder / "heat"
+    block = bytes(1 << 20)
+    try:
+        with spare.open("wb", buffering=0) as file:
+            for _ in range(size >> 20):
+                file.write(block)
+    finally:
+        spare.unlink()
+
+
 def stored(path: Path) -> int:
     return sum(entry.stat(follow_symlinks=False).st_size for entry in _entries(path) if not entry.is_symlink())
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import report
 import tools
-from harness import Bench, Failed, Place, Reading, Tree, metered, options, say, turns, warm
+from harness import Bench, Failed, Place, Reading, Tree, heat, metered, options, say, turns, warm
 
 from diskprep.compare import differences, fingerprint
 
@@ -59,6 +59,7 @@ def _compare(bench: Bench, tree: Tree) -> _Runs:
         proven = False
         for tool, what in turns(bench.runs, list(ways)):
             warm(repository)
+            heat(place.repository, tree.size)
             command, environment = ways[tool, what]
             reading = metered(command, environment=environment, limit_s=bench.limit_s)
             say(f"{tree.name:>6} {tool:9} {what:18} {reading.wall_s:8.2f} s {reading.cpu_s:8.2f} s CPU")
