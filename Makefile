@@ -1,6 +1,6 @@
 # Two commands for a newcomer: `make rehearse` and `make test`. Each does its own set-up.
 .POSIX:
-.PHONY: rehearse test check fast bench bench-disks bench-vault vm clean
+.PHONY: rehearse test check fast bench bench-disks bench-vault bench-ingest bench-browse vm clean
 
 rehearse:
 	@.ci/prepare run
@@ -38,6 +38,16 @@ bench-disks:
 bench-vault:
 	@.ci/prepare bench
 	@.venv/bin/python benchmarks/vault.py --document docs/performance.md $(BENCH)
+
+# The vault: taking a seed in, beside plain copying between containers of a blob server on this computer.
+bench-ingest:
+	@.ci/prepare bench
+	@.venv/bin/python benchmarks/ingest.py --document docs/performance.md $(BENCH)
+
+# The vault: mounting and listing a million files beside restic, once; needs root and FUSE.
+bench-browse:
+	@.ci/prepare bench
+	@.venv/bin/python benchmarks/browse.py --runs 1 --document docs/performance.md $(BENCH)
 
 # Our wheel on a Debian with SATA disks in a virtual machine, whose own kernel then opens what was prepared. Takes
 # minutes, and root once for what it boots; not a part of `make test`. docs/reference/copy-computer.md tells more.
