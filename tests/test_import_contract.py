@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -58,6 +59,7 @@ DOORS = {
         "diskprep.importjob.translate",
         "diskprep.importjob.signin",
         "diskprep.store.azure",
+        "diskprep.store.azure_errors",
     ),
     "msrest": ("diskprep.importjob.asking",),
     "segno": ("diskprep.importjob.paper",),
@@ -71,6 +73,8 @@ DOORS = {
         "diskprep.compiled",
         "diskprep.reach",
     ),
+    "diskprep.importjob.client": ("diskprep.cli.connecting", "diskprep.rehearsal.journey"),
+    "diskprep.store.azure": ("diskprep.cli.stores",),
 }
 
 
@@ -142,6 +146,24 @@ def test_each_side_effect_has_one_door(library: str) -> None:
         if _inside(imported, library) and not any(_inside(importer, door) for door in DOORS[library])
     ]
     assert wrong == []
+
+
+def test_help_and_local_folders_wait_for_no_cloud_library() -> None:
+    code = (
+        "import sys; from diskprep.cli.application import COMMANDS, build; build(COMMANDS); "
+        "print('typer' in sys.modules, *({'azure', 'msrest', 'requests', 'tqdm', 'pyudev'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"]
+
+
+def test_a_look_at_a_staging_waits_for_no_loop_to_be_compiled() -> None:
+    code = (
+        "import sys; import diskprep.cli.status; "
+        "print('typer' in sys.modules, *({'numba', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"]
 
 
 def test_only_the_command_line_prints() -> None:

@@ -9,11 +9,12 @@ from urllib.parse import urlsplit
 
 import typer
 
+from diskprep import interrupts
 from diskprep.cli.inputs import read_secret
 from diskprep.cli.output import escape
 from diskprep.errors import UsageError
-from diskprep.importjob.service import LOOPBACK, AzureImportService
-from diskprep.importjob.signin import PUBLIC_URL, Auth, TokenSource, sign_in, token_file
+from diskprep.importjob.service import ImportService
+from diskprep.importjob.signin import LOOPBACK, PUBLIC_URL, Auth, TokenSource, sign_in, token_file
 from diskprep.secrets import is_open_to_others
 from diskprep.seed import Seed
 
@@ -47,11 +48,14 @@ Endpoint = Annotated[
 
 def open_service(
     seed: Seed, *, endpoint: str | None, token_file: Path | None, auth: Auth | None, tenant: str | None
-) -> AzureImportService:
+) -> ImportService:
     """The service with the seed's subscription and resource group. Nobody is asked to sign in before the first call.
 
     Raises UsageError.
     """
+    with interrupts.held():  # an import that is broken off can leave a library half there
+        from diskprep.importjob.client import AzureImportService  # noqa: PLC0415 - half a second, for its library
+
     return AzureImportService(
         endpoint,
         _token_source(endpoint, token_file, auth, tenant),

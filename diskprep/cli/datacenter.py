@@ -10,22 +10,24 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from diskprep import clock, durable
+from diskprep import clock, durable, interrupts
 from diskprep.cli import inputs, output
 from diskprep.cli.inputs import read_secret
+from diskprep.cli.stores import azure_account
 from diskprep.datacenter.bodies import Mode
 from diskprep.datacenter.faults import DriveFault, DriveFaults, ServiceFault
 from diskprep.datacenter.orders import Order
-from diskprep.datacenter.server import Datacenter, Summary
 from diskprep.errors import NotFound, UsageError
 from diskprep.secrets import Secret
 from diskprep.store import Account
-from diskprep.store.azure import AzureAccount
 from diskprep.store.directory import DirectoryAccount
+
+if TYPE_CHECKING:
+    from diskprep.datacenter.server import Datacenter, Summary
 
 app = typer.Typer(no_args_is_help=True, help="A local stand-in of the import service, on loopback, to practise with.")
 
@@ -181,6 +183,9 @@ def sas(
 
 @contextmanager
 def _open(folder: Path, account: Account, port: int = 0, mode: Mode = Mode.STRICT) -> Iterator[Datacenter]:
+    with interrupts.held():  # an import that is broken off can leave a library half there
+        from diskprep.datacenter.server import Datacenter  # noqa: PLC0415 - it reads disks, which help need not load
+
     path = folder / _STATE
     datacenter = Datacenter(path, account, token=_token(folder), port=port, mode=mode)
     try:
@@ -210,7 +215,7 @@ def _account(folder: Path, blob_endpoint: str = "", key_file: Path | None = None
     if blob_endpoint or key_file is not None:
         if not blob_endpoint.startswith(("https://", "http://")) or key_file is None:
             raise UsageError("a storage account is given by --blob-endpoint URL and --account-key-file FILE together")
-        return AzureAccount(blob_endpoint, read_secret(key_file))
+        return azure_account(blob_endpoint, read_secret(key_file))
     key = folder / _KEY
     if not key.exists():
         durable.write_file(key, secrets.token_hex(32).encode() + b"\n")

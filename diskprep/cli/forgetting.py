@@ -13,9 +13,9 @@ import typer
 
 from diskprep import clock
 from diskprep.cli import inputs, output
-from diskprep.cli.stores import KeyFile, Vault, open_store
+from diskprep.cli.stores import KeyFile, Vault, open_vault
 from diskprep.errors import UsageError
-from diskprep.repository.repository import Repository, open_repository
+from diskprep.repository.repository import Repository
 from diskprep.repository.snapshot import Snapshot
 from diskprep.source.source import public_path
 from diskprep.vault.forget import ForgetPlan, Wish
@@ -126,7 +126,7 @@ def forget(
         tags=tuple(parse_tags(text) for text in tag or ()),
     )
     grouping = parse_grouping(group_by)
-    repository = _open(vault, account_key_file, passphrase_file, passphrase_fd, passphrase_command)
+    repository = open_vault(vault, account_key_file, passphrase_file, passphrase_fd, passphrase_command)
     if not points and not policy:
         policy = _own_policy(repository)
     wish = Wish(ids=tuple(points or ()), policy=policy, only=only, grouping=grouping)
@@ -173,7 +173,7 @@ def prune(
 ) -> None:
     """Free what no recovery point needs: unused packs are deleted, partly used ones packed anew. The plan is shown."""
     limits = _limits(max_unused, max_repack_size)
-    repository = _open(vault, account_key_file, passphrase_file, passphrase_fd, passphrase_command)
+    repository = open_vault(vault, account_key_file, passphrase_file, passphrase_fd, passphrase_command)
     with output.screen(quiet=quiet) as screen:
         plan = prune_packs(
             repository,
@@ -222,12 +222,6 @@ def _own_policy(repository: Repository) -> KeepPolicy:
     """The vault's own; one that says nothing where none was set."""
     own = load_settings(repository).retention
     return KeepPolicy(daily=own.daily, weekly=own.weekly, monthly=own.monthly, yearly=own.yearly)
-
-
-def _open(
-    vault: str, key_file: Path | None, file: Path | None, descriptor: int | None, command: str | None
-) -> Repository:
-    return open_repository(open_store(vault, key_file), inputs.passphrase(file, descriptor, command))
 
 
 # -- what is shown

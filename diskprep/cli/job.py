@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from diskprep.cli import inputs, output, places, returning
+from diskprep.cli.advising import end, ship_command
 from diskprep.cli.connecting import AuthOption, Endpoint, Tenant, TokenFile, open_service
-from diskprep.cli.jobmaking import address_line, end, follow, job_document, make_job, ship_command, tell, tell_made
+from diskprep.cli.jobmaking import address_line, follow, job_document, make_job, tell, tell_made
 from diskprep.cli.outcome import repair, report
 from diskprep.cli.slip import slip
 from diskprep.cli.watching import watch

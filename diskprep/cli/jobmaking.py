@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, astuple, dataclass
 from datetime import datetime
@@ -10,12 +9,13 @@ from typing import Any
 
 from diskprep import clock
 from diskprep.cli import output
+from diskprep.cli.advising import end, ship_command
 from diskprep.cli.recovery import recovery_password
 from diskprep.disk.plan import load_plan, require_complete, require_one_job
 from diskprep.disk.record import recorded
 from diskprep.errors import DiskprepError, NotFound
 from diskprep.importjob import job as jobs
-from diskprep.importjob.advice import Advice, advise
+from diskprep.importjob.advice import advise
 from diskprep.importjob.deadline import deadline_of, skew_words
 from diskprep.importjob.ledger import Ledger
 from diskprep.importjob.lookup import existing
@@ -125,10 +125,6 @@ def tell_made(place: Staging, seed: Seed, made: Made, *, as_json: bool) -> None:
     output.next_step(f"diskprep job slip {output.word(place.root)} ..., then: {ship_command(place)}")
 
 
-def ship_command(place: Staging) -> str:
-    return f"diskprep job ship {output.word(place.root)} --carrier NAME --tracking-number NUMBER ..."
-
-
 def address_line(destination: Destination) -> str:
     return ", ".join(line for line in astuple(destination.address) if line)
 
@@ -168,30 +164,6 @@ def tell(saved: SavedJob, *, as_json: bool) -> None:
         output.print_json(document(saved))
     else:
         print("\n".join(lines(saved)))
-
-
-def end(place: Staging, saved: SavedJob) -> None:
-    """Say what to do next; raise it where the exit code must tell."""
-    tell_advice(place, advise(saved, clock.now()))
-
-
-def tell_advice(place: Staging, advice: Advice) -> None:
-    """The same for an advice at hand."""
-    if advice.error is not None:
-        sys.stdout.flush()
-        raise advice.error
-    print(output.escape(advice.text), file=sys.stderr)
-    if advice.command:
-        output.next_step(next_command(place, advice))
-
-
-def next_command(place: Staging, advice: Advice) -> str:
-    """What to type next. Ingestion is always of the first staging, whose repairs fill the same container."""
-    if advice.command == "vault ingest":
-        return f"diskprep vault ingest {output.word(place.first.root)} --container STORE --vault STORE"
-    if advice.command == "job ship":
-        return ship_command(place)
-    return f"diskprep {advice.command or 'job show'} {output.word(place.root)}"
 
 
 def follow(service: ImportService, place: Staging, ledger: Ledger) -> SavedJob:

@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from diskprep.cli import inputs, output
-from diskprep.cli.stores import KeyFile, Vault, open_store
-from diskprep.repository.repository import open_repository
+from diskprep.cli.stores import KeyFile, Vault, open_vault
 from diskprep.vault.browse import CACHE_BYTES
 from diskprep.vault.mount import MountOptions
 from diskprep.vault.mount import mount as serve
@@ -33,9 +32,7 @@ def mount(
     quiet: inputs.Quiet = False,
 ) -> None:
     """Show the recovery points as folders, read-only, until Ctrl-C or umount."""
-    repository = open_repository(
-        open_store(vault, account_key_file), inputs.passphrase(passphrase_file, passphrase_fd, passphrase_command)
-    )
+    repository = open_vault(vault, account_key_file, passphrase_file, passphrase_fd, passphrase_command)
     options = MountOptions(
         allow_other=allow_other,
         check_permissions=not no_permissions,

@@ -14,7 +14,7 @@ from diskprep import clock
 from diskprep.cli import inputs, output, places, trips
 from diskprep.cli.connecting import AuthOption, Endpoint, Tenant, TokenFile, open_service
 from diskprep.cli.copylogs import Logs
-from diskprep.cli.stores import KeyFile, open_store
+from diskprep.cli.stores import KeyFile, azure_account, open_store
 from diskprep.disk import plan as plans
 from diskprep.errors import DrivesFailed, JobConflict, NotFound, UsageError
 from diskprep.importjob import job as jobs
@@ -22,14 +22,12 @@ from diskprep.importjob.advice import advise
 from diskprep.importjob.model import Job
 from diskprep.importjob.outcome import Fate, RepairPlan, Report, plan_repair
 from diskprep.importjob.outcome import report as make_report
-from diskprep.importjob.service import LOOPBACK
-from diskprep.importjob.signin import Auth
+from diskprep.importjob.signin import LOOPBACK, Auth
 from diskprep.repair import Repair, make_repair
 from diskprep.seal import Seal, load_seal
 from diskprep.secrets import Secret
 from diskprep.seed import Seed, Staging, load_seed, parse_staging
 from diskprep.store import Store
-from diskprep.store.azure import AzureAccount
 
 Container = Annotated[
     str | None,
@@ -243,7 +241,7 @@ def _store(seed: Seed, container: str | None, key_file: Path | None, sas_file: P
     if container.startswith("http://") and urlsplit(container).hostname not in LOOPBACK:
         raise UsageError(f"{container} is not an https address: the signature would travel in clear")
     account, _, name = container.rstrip("/").rpartition("/")
-    return AzureAccount(account, Secret("")).open_sas(inputs.container_signature(sas_file, name))
+    return azure_account(account, Secret("")).open_sas(inputs.container_signature(sas_file, name))
 
 
 def _look(

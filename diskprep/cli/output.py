@@ -16,13 +16,14 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
-from diskprep import clock
+from diskprep import clock, interrupts
 from diskprep.errors import DiskprepError
 from diskprep.events import Event, Progress
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 _PLAIN_LINE_S = 60.0
 _PERCENT_BAR = "{desc}: {percentage:3.0f}% |{bar}|"
@@ -85,7 +86,7 @@ class Screen:
         bar = self._bars.get(key)
         if bar is None:
             self._close_finished()
-            bar = self._bars[key] = tqdm(
+            bar = self._bars[key] = _tqdm()(
                 desc=f"{escape(f'{event.stage} {event.item}'.strip()):>14}",
                 total=event.total_bytes,
                 unit=event.unit,
@@ -108,9 +109,16 @@ class Screen:
 
     def _write(self, line: str) -> None:
         if self._terminal:
-            tqdm.write(line, file=sys.stderr)
+            _tqdm().write(line, file=sys.stderr)
         else:
             print(line, file=sys.stderr, flush=True)
+
+
+def _tqdm() -> type[tqdm[Any]]:
+    with interrupts.held():  # an import that is broken off can leave a library half there
+        from tqdm import tqdm  # noqa: PLC0415 - it loads asyncio, and bars are drawn on terminals only
+
+    return tqdm
 
 
 @contextmanager

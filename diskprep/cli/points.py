@@ -9,16 +9,15 @@ import stat
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from diskprep import clock
 from diskprep.cli import inputs, output
-from diskprep.cli.stores import KeyFile, Vault, open_store
+from diskprep.cli.stores import KeyFile, Vault, open_vault
 from diskprep.errors import DataDamaged, DiskprepError, UsageError
-from diskprep.repository.repository import Repository, open_repository
+from diskprep.repository.repository import Repository
 from diskprep.repository.snapshot import Snapshot
 from diskprep.repository.tree import Node
 from diskprep.source.source import display, public_path
@@ -61,7 +60,7 @@ def list_points(
     quiet: inputs.Quiet = False,
 ) -> None:
     """The recovery points: size, growth, whether they can be restored, and what other schedules would have cost."""
-    repository = _open(vault, account_key_file, passphrase_file, passphrase_fd, passphrase_command)
+    repository = open_vault(vault, account_key_file, passphrase_file, passphrase_fd, passphrase_command)
     choice = _choice(host, path, tag)
     _prolong_holds(repository)
     if fast:
@@ -120,7 +119,7 @@ def find(
         oldest_ns=None if oldest is None else _time_ns(oldest),
         newest_ns=None if newest is None else _time_ns(newest),
     )
-    repository = _open(vault, account_key_file, passphrase_file, passphrase_fd, passphrase_command)
+    repository = open_vault(vault, account_key_file, passphrase_file, passphrase_fd, passphrase_command)
     if snapshot:
         chosen = {point.id: point for point in map(repository.snapshot, snapshot)}
         points = sorted(chosen.values(), key=lambda point: (point.time, point.id))
@@ -157,7 +156,7 @@ def diff(
     json: inputs.Json = False,
 ) -> None:
     """What changed from recovery point A to B: + added, - removed, M content, U metadata, T type."""
-    repository = _open(vault, account_key_file, passphrase_file, passphrase_fd, passphrase_command)
+    repository = open_vault(vault, account_key_file, passphrase_file, passphrase_fd, passphrase_command)
     difference = Difference(
         repository,
         repository.snapshot(before),
@@ -311,12 +310,6 @@ def _tell_summary(summary: Summary) -> None:
 
 
 # -- what the commands have in common
-
-
-def _open(
-    vault: str, key_file: Path | None, file: Path | None, descriptor: int | None, command: str | None
-) -> Repository:
-    return open_repository(open_store(vault, key_file), inputs.passphrase(file, descriptor, command))
 
 
 def _choice(hosts: list[str] | None, paths: list[str] | None, tags: list[str] | None) -> Choice:

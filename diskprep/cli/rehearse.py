@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from diskprep import interrupts
 from diskprep.cli import inputs, output
 from diskprep.datacenter.faults import DriveFault
-from diskprep.rehearsal import journey
 from diskprep.rehearsal.summary import Summary
 from diskprep.rehearsal.trip import Options
 from diskprep.volume.bitlocker import Method
@@ -59,6 +59,9 @@ def rehearse(
         method=method,
         fault=fault,
     )
+    with interrupts.held():  # an import that is broken off can leave a library half there
+        from diskprep.rehearsal import journey  # noqa: PLC0415 - it loads every stage, and Azure's client
+
     with output.screen(quiet=quiet) as screen:
         summary = journey.rehearse(options, screen.emit)
     if json:

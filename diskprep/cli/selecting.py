@@ -61,14 +61,15 @@ def selection(
     """What the options say. Patterns of files follow those of the command line. Raises UsageError."""
     tags = [parse_tag(os.fsencode(text)) for text in exclude_if_present or ()]
     return Selection(
-        exclude=_patterns("--exclude", exclude, exclude_file),
-        iexclude=_patterns("--iexclude", iexclude, iexclude_file),
+        exclude=patterns("--exclude", exclude, exclude_file),
+        iexclude=patterns("--iexclude", iexclude, iexclude_file),
         tags=(*tags, CACHEDIR_TAG) if exclude_caches else tuple(tags),
         larger_than_bytes=None if exclude_larger_than is None else inputs.size_bytes(exclude_larger_than),
         one_file_system=one_file_system,
     )
 
 
-def _patterns(option: str, texts: Sequence[str] | None, files: Sequence[Path] | None) -> tuple[Pattern, ...]:
+def patterns(option: str, texts: Sequence[str] | None, files: Sequence[Path] | None) -> tuple[Pattern, ...]:
+    """The patterns of one option, then those of its files. Raises UsageError."""
     given = [Pattern(text=os.fsencode(text), origin=option) for text in texts or ()]
     return (*given, *(pattern for file in files or () for pattern in read_patterns(file)))

@@ -9,7 +9,7 @@ import typer
 
 from diskprep import clock, durable
 from diskprep.cli import connecting, inputs, output
-from diskprep.cli.jobmaking import ship_command
+from diskprep.cli.advising import ship_command
 from diskprep.disk import certificate as certificates
 from diskprep.errors import DataDamaged, JobConflict, JournalDamaged, NotFound, UsageError
 from diskprep.importjob import job as jobs

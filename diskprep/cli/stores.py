@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from diskprep.cli.inputs import read_secret
+from diskprep import interrupts
+from diskprep.cli import inputs
 from diskprep.errors import UsageError
-from diskprep.store import BlobStore
-from diskprep.store.azure import AzureAccount
+from diskprep.secrets import Secret
+from diskprep.store import Account, BlobStore
 from diskprep.store.directory import DirectoryStore
+
+if TYPE_CHECKING:
+    from diskprep.repository.repository import Repository
 
 KeyFile = Annotated[
     Path | None,
@@ -35,4 +39,27 @@ def open_store(argument: str, key_file: Path | None) -> BlobStore:
     if key_file is None:
         raise UsageError(f"{argument} needs the account's key", hint="add --account-key-file FILE")
     account, _, container = argument.rstrip("/").rpartition("/")
-    return AzureAccount(account, read_secret(key_file)).container(container)
+    return azure_account(account, inputs.read_secret(key_file)).container(container)
+
+
+def azure_account(url: str, key: Secret[str]) -> Account:
+    """The storage account at an address."""
+    with interrupts.held():  # an import that is broken off can leave a library half there
+        from diskprep.store.azure import AzureAccount  # noqa: PLC0415 - its library takes longer than all of ours
+
+    return AzureAccount(url, key)
+
+
+def open_vault(
+    vault: str,
+    key_file: Path | None,
+    passphrase_file: Path | None,
+    passphrase_fd: int | None,
+    passphrase_command: str | None,
+) -> Repository:
+    """The repository of a vault that an argument names. The passphrase is asked for once the store is known."""
+    with interrupts.held():
+        from diskprep.repository.repository import open_repository  # noqa: PLC0415 - numpy: `status` seldom needs it
+
+    store = open_store(vault, key_file)
+    return open_repository(store, inputs.passphrase(passphrase_file, passphrase_fd, passphrase_command))

@@ -11,8 +11,9 @@ import typer
 
 from diskprep import clock, process
 from diskprep.cli import inputs, output, places
+from diskprep.cli.advising import tell_advice
 from diskprep.cli.connecting import AuthOption, Endpoint, Tenant, TokenFile, open_service
-from diskprep.cli.jobmaking import document, tell_advice
+from diskprep.cli.jobmaking import document
 from diskprep.errors import DiskprepError, UsageError
 from diskprep.events import Note
 from diskprep.importjob import watch as watching

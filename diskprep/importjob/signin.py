@@ -22,6 +22,8 @@ from diskprep.errors import NotSignedIn, UsageError
 from diskprep.secrets import Secret
 
 PUBLIC_URL = "https://management.azure.com"
+#: Hosts of this computer: plain http may go there, and nobody signs in to them.
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 #: Management endpoint -> who signs in there. An endpoint that is not listed is signed in to where the public one is.
 _AUTHORITIES = {
     "management.usgovcloudapi.net": "login.microsoftonline.us",

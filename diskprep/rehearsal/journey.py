@@ -19,7 +19,7 @@ from diskprep.datacenter.server import Datacenter
 from diskprep.disk import plan as disk_plan
 from diskprep.errors import DiskprepError, RestoreDiffers, SourceIncomplete, UsageError
 from diskprep.events import Emit
-from diskprep.importjob.service import AzureImportService
+from diskprep.importjob.client import AzureImportService
 from diskprep.rehearsal import making, post, preflight
 from diskprep.rehearsal.summary import RecoveryPoint, Summary
 from diskprep.rehearsal.trip import (

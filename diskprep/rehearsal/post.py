@@ -21,7 +21,7 @@ from diskprep.exchange.logsummary import LogSummary
 from diskprep.importjob import job as import_job
 from diskprep.importjob import outcome
 from diskprep.importjob.model import Drive, Job, JobState
-from diskprep.importjob.service import AzureImportService
+from diskprep.importjob.service import ImportService
 from diskprep.importjob.shipping import Destination
 from diskprep.rehearsal import making
 from diskprep.rehearsal.trip import CARRIER, RETURN_ADDRESS, TRACKING_NUMBER, Trip
@@ -30,7 +30,7 @@ from diskprep.seed import Staging, load_seed
 from diskprep.store import Account
 
 
-def send(trip: Trip, service: AzureImportService, staging: Staging, disks: Sequence[PreparedDisk]) -> None:
+def send(trip: Trip, service: ImportService, staging: Staging, disks: Sequence[PreparedDisk]) -> None:
     """Create the import job of these disks and enter the tracking number of their package."""
     seed = load_seed(staging)
     drives = [
@@ -66,7 +66,7 @@ def send(trip: Trip, service: AzureImportService, staging: Staging, disks: Seque
 
 def deliver(
     trip: Trip,
-    service: AzureImportService,
+    service: ImportService,
     datacenter: Datacenter,
     staging: Staging,
     disks: Sequence[PreparedDisk],
@@ -97,7 +97,7 @@ def deliver(
 
 def _copied(
     trip: Trip,
-    service: AzureImportService,
+    service: ImportService,
     datacenter: Datacenter,
     staging: Staging,
     disks: Sequence[PreparedDisk],

@@ -9,16 +9,17 @@ The contract, which one test suite runs against every implementation:
 - Errors: NotFound for a missing object, StorageFull, StorageUnavailable; nothing else.
 
 `ImportTarget` is what the datacenter needs on top of that; repositories do not see it. A page blob is the one object
-that is visible before it is whole: from its creation on.
+that is visible before it is whole: from its creation on. `TieredStore` is what a store has whose objects lie in tiers.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from enum import StrEnum
+from typing import Protocol, runtime_checkable
 
 from diskprep.durable import Buffer
 from diskprep.errors import DataDamaged
@@ -75,6 +76,32 @@ class BlobStore(Store, Protocol):
 
     def copy_from(self, source: Store, name: str) -> bool:
         """Copy `name` from `source` inside the service, without the bytes passing through here; False: not possible."""
+
+
+class AccessTier(StrEnum):
+    """What an object costs to keep and to read; DEFAULT: what the account says. Archive is not among them: what lies
+    there cannot be read."""
+
+    DEFAULT = "default"
+    HOT = "hot"
+    COOL = "cool"
+    COLD = "cold"
+
+
+#: Says for a name, and the parts that are written (none: it is copied), where the object is to lie.
+ChooseTier = Callable[[str, Sequence[Buffer]], AccessTier]
+
+
+@runtime_checkable
+class TieredStore(Protocol):
+    """A store whose objects lie in tiers."""
+
+    def choose_tiers(self, choose: ChooseTier) -> None:
+        """From now on `choose` says where what `write` and `copy_from` make is to lie."""
+
+    def cool(self, name: str, tier: AccessTier) -> None:
+        """Move an object to this tier, unless it lies there or in a cooler one: out of those it costs much to move.
+        Raises NotFound, and StorageUnavailable for what is in the Archive tier."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,6 @@ the object visible. Blocks that are never committed are invisible and the servic
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import logging
 import uuid
@@ -20,7 +19,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
-from azure.core.exceptions import AzureError, HttpResponseError
+from azure.core.exceptions import HttpResponseError
 from azure.storage.blob import (
     BlobBlock,
     BlobProperties,
@@ -30,6 +29,7 @@ from azure.storage.blob import (
     ContainerSasPermissions,
     ContentSettings,
     ExponentialRetry,
+    StandardBlobTier,
     generate_blob_sas,
     generate_container_sas,
 )
@@ -39,8 +39,10 @@ from diskprep.durable import Buffer
 from diskprep.errors import DataDamaged, DiskprepError, NotFound, NotSignedIn, StorageUnavailable
 from diskprep.secrets import Secret
 from diskprep.store import (
+    AccessTier,
     Account,
     BlobState,
+    ChooseTier,
     ContentProperties,
     ImportTarget,
     Store,
@@ -49,12 +51,18 @@ from diskprep.store import (
     check_name,
     check_properties,
 )
+from diskprep.store.azure_errors import REHYDRATE, code_of, translated
 
 BLOCK_BYTES: Final = 4 << 20
 _PAGE_BYTES: Final = 512
 _SINGLE_GET_BYTES: Final = 256 << 20  # a pack comes in one request
-_COPY_SAS_VALID: Final = timedelta(hours=1)
 _COPY_TIMEOUT_S: Final = 600.0
+_COPY_SAS_VALID: Final = timedelta(minutes=30)  # the time above, and as much as clocks may differ
+_TIERS: Final = {  # the cooler, the later
+    AccessTier.HOT: StandardBlobTier.HOT,
+    AccessTier.COOL: StandardBlobTier.COOL,
+    AccessTier.COLD: StandardBlobTier.COLD,
+}
 
 # The SDK logs addresses, and urllib3 under it whole queries with their signatures: nothing of that reaches a handler.
 logging.getLogger("azure").addHandler(logging.NullHandler())
@@ -89,7 +97,7 @@ class AzureAccount:
     def container(self, name: str, prefix: str = "") -> AzureStore:
         """The container, created when missing; with `prefix` (ends with `/`) only the blobs below it."""
         client = self._client(name, {"account_name": self._name, "account_key": self._key.reveal()})
-        with _translated(f"create the container {name} in {self._url}", ignore=("ContainerAlreadyExists",)):
+        with translated(f"create the container {name} in {self._url}", ignore=("ContainerAlreadyExists",)):
             client.create_container()
         return AzureStore(client, self._url, prefix=prefix, key=self._key)
 
@@ -111,7 +119,7 @@ class AzureAccount:
             raise refused from None
         account = AzureAccount(self._url, key, api_version=self._api_version)
         client = account._client("probe", {"account_name": self._name, "account_key": key.reveal()})
-        with _translated(f"open the account {self._name}", instead={"AuthenticationFailed": refused}):
+        with translated(f"open the account {self._name}", instead={"AuthenticationFailed": refused}):
             client.get_account_information()
         return account
 
@@ -154,6 +162,8 @@ class AzureStore:
         self._client, self._account_url = client, account_url
         self._prefix = prefix.removesuffix("/") + "/" if prefix else ""
         self._key, self._sas = key, sas
+        self._choose_tier: ChooseTier = lambda _name, _parts: AccessTier.DEFAULT
+        self._refusals: dict[str, str] = {}  # location of a source -> why the service copies nothing from there
 
     def __repr__(self) -> str:
         return f"AzureStore({self.location!r})"
@@ -164,19 +174,19 @@ class AzureStore:
 
     def probe(self) -> None:
         """Ask for one name. Raises NotSignedIn, NotFound or StorageUnavailable when the container does not open."""
-        with _translated(f"open {self.location}"):
+        with translated(f"open {self.location}"):
             next(iter(self._client.list_blobs(name_starts_with=self._prefix or None, results_per_page=1)), None)
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         start = self._prefix + (check_name(prefix.removesuffix("/")) + "/" if prefix else "")
-        with _translated(f"list {self.location}/{prefix}"):
+        with translated(f"list {self.location}/{prefix}"):
             for blob in self._client.list_blobs(name_starts_with=start or None):
                 yield self._object(blob)
 
     def stat(self, name: str) -> StoredObject | None:
         blob = self._client.get_blob_client(self._prefix + check_name(name))
         try:
-            with _translated(f"look at {name} in {self.location}"):
+            with translated(f"look at {name} in {self.location}"):
                 return self._object(blob.get_blob_properties())
         except NotFound:
             return None
@@ -189,7 +199,7 @@ class AzureStore:
             return b""
         whole = not offset and length is None
         short = DataDamaged(f"{name} in {self.location} is shorter than it should be")
-        with _translated(f"read {name} in {self.location}", instead={"InvalidRange": short}):
+        with translated(f"read {name} in {self.location}", instead={"InvalidRange": short}):
             stream = self._client.download_blob(self._prefix + name, None if whole else offset, length)
             data: bytes = stream.readall()
         if length is not None and len(data) != length:
@@ -204,45 +214,52 @@ class AzureStore:
         whole = hashlib.md5(usedforsecurity=False)
         for part in parts:
             whole.update(part)
-        settings = ContentSettings(content_md5=bytearray(whole.digest()))
+        settings, tier = ContentSettings(content_md5=bytearray(whole.digest())), self._tier(name, parts)
         if sum(memoryview(part).nbytes for part in parts) <= BLOCK_BYTES:
-            with _translated(f"write {name} in {self.location}"):
+            with translated(f"write {name} in {self.location}"):
                 blob.upload_blob(
                     b"".join(parts),
                     overwrite=True,
                     content_settings=settings,
                     transactional_content_md5=bytearray(whole.digest()),
+                    standard_blob_tier=tier,
                 )
             return
         block_ids = []
         for data in _blocks(parts):
             block_ids.append(uuid.uuid4().hex)  # never the ids of another writer of the same name
             self.stage_block(name, block_ids[-1], data, hashlib.md5(data, usedforsecurity=False).digest())
-        self.commit_blocks(name, block_ids, md5=whole.digest())
+        self._commit(name, block_ids, settings, tier)
 
     def delete(self, name: str) -> None:
         blob = self._client.get_blob_client(self._prefix + check_name(name))
-        with _translated(f"delete {name} in {self.location}", ignore=("BlobNotFound",)):
+        with translated(f"delete {name} in {self.location}", ignore=("BlobNotFound",)):
             blob.delete_blob()
 
     def stage_block(self, name: str, block_id: str, data: Buffer, md5: bytes) -> None:
         blob = self._client.get_blob_client(self._prefix + check_name(name))
         wrong = DataDamaged(f"a block of {name} does not have the MD5 it was announced with")
         codes = ("Md5Mismatch", "InvalidOperation")  # the service's word and the emulator's
-        with _translated(f"write a block of {name} in {self.location}", instead=dict.fromkeys(codes, wrong)):
+        with translated(f"write a block of {name} in {self.location}", instead=dict.fromkeys(codes, wrong)):
             blob.stage_block(_uniform(block_id), bytes(data), transactional_content_md5=bytearray(md5))
 
     def commit_blocks(self, name: str, block_ids: Sequence[str], *, md5: bytes | None = None) -> None:
-        blob = self._client.get_blob_client(self._prefix + check_name(name))
         settings = ContentSettings(content_md5=bytearray(md5)) if md5 is not None else None
+        self._commit(name, block_ids, settings, None)
+
+    def _commit(
+        self, name: str, block_ids: Sequence[str], settings: ContentSettings | None, tier: StandardBlobTier | None
+    ) -> None:
+        blob = self._client.get_blob_client(self._prefix + check_name(name))
+        blocks = [BlobBlock(_uniform(i)) for i in block_ids]
         missing = NotFound(f"a block of {name} was never staged in {self.location}")
-        with _translated(f"commit {name} in {self.location}", instead={"InvalidBlockList": missing}):
-            blob.commit_block_list([BlobBlock(_uniform(i)) for i in block_ids], content_settings=settings)
+        with translated(f"commit {name} in {self.location}", instead={"InvalidBlockList": missing}):
+            blob.commit_block_list(blocks, content_settings=settings, standard_blob_tier=tier)
 
     def inspect(self, name: str) -> BlobState | None:
         blob = self._client.get_blob_client(self._prefix + check_name(name))
         try:
-            with _translated(f"look at {name} in {self.location}"):
+            with translated(f"look at {name} in {self.location}"):
                 found = blob.get_blob_properties()
         except NotFound:
             return None
@@ -268,7 +285,7 @@ class AzureStore:
             raise DataDamaged(f"a page blob has whole pages; {name} would have {size_bytes} bytes")
         blob = self._client.get_blob_client(self._prefix + check_name(name))
         self.delete(name)  # one of another kind could not be replaced
-        with _translated(f"create {name} in {self.location}"):
+        with translated(f"create {name} in {self.location}"):
             blob.create_page_blob(size_bytes, metadata=dict(metadata))
 
     def write_pages(self, name: str, offset: int, data: Buffer, md5: bytes) -> None:
@@ -282,19 +299,19 @@ class AzureStore:
             "InvalidPageRange": DataDamaged(f"pages up to byte {offset + size} of {name} are beyond its end"),
             "InvalidBlobType": DataDamaged(f"{name} in {self.location} is not a page blob"),
         }
-        with _translated(f"write pages of {name} in {self.location}", instead=wrong):
+        with translated(f"write pages of {name} in {self.location}", instead=wrong):
             blob.upload_page(bytes(data), offset, size, transactional_content_md5=bytearray(md5))
 
     def set_metadata(self, name: str, metadata: Mapping[str, str]) -> None:
         check_metadata(metadata)
         blob = self._client.get_blob_client(self._prefix + check_name(name))
-        with _translated(f"set the metadata of {name} in {self.location}"):
+        with translated(f"set the metadata of {name} in {self.location}"):
             blob.set_blob_metadata(dict(metadata))
 
     def set_properties(self, name: str, properties: ContentProperties) -> None:
         check_properties(properties)
         blob = self._client.get_blob_client(self._prefix + check_name(name))
-        with _translated(f"set the properties of {name} in {self.location}"):
+        with translated(f"set the properties of {name} in {self.location}"):
             md5 = properties.content_md5 or _md5(blob.get_blob_properties())
             blob.set_http_headers(
                 ContentSettings(
@@ -307,21 +324,72 @@ class AzureStore:
             )
 
     def copy_from(self, source: Store, name: str) -> bool:
-        """Copy Blob, which the service does on its own inside one account; returns when the copy is complete."""
-        if not isinstance(source, AzureStore) or source._account_url != self._account_url:  # noqa: SLF001  (same class)
+        """Copy Blob inside one account, Copy Blob From URL between two; returns when the copy is complete.
+
+        The former is done in the background; the latter, of at most 256 MiB, is there whole when it is answered, or
+        not at all. Once it was refused nothing more is copied from that source: see `why_not_copied`.
+        """
+        check_name(name)
+        if not isinstance(source, AzureStore) or source.location in self._refusals:
             return False
-        address = source._readable_url(check_name(name))  # noqa: SLF001
+        if source._account_url != self._account_url:  # noqa: SLF001  (same class)
+            return self._copied_across(source, name)
+        # The account's key, which signs the request, opens what else is in the account; a signed address would have a
+        # service check the signature, and some read the whole blob for it.
+        address = Secret(source._address(name)) if self._key is not None else source._readable_url(name)  # noqa: SLF001
         blob = self._client.get_blob_client(self._prefix + name)
         give_up_s = clock.monotonic_s() + _COPY_TIMEOUT_S
-        with _translated(f"copy {name} from {source.location} to {self.location}"):
+        with translated(f"copy {name} from {source.location} to {self.location}"):
             if address is None:
                 return False
-            blob.start_copy_from_url(address.reveal())
+            blob.start_copy_from_url(address.reveal(), standard_blob_tier=self._tier(name))
             while (state := blob.get_blob_properties().copy.status) == "pending" and clock.monotonic_s() < give_up_s:
                 clock.sleep(0.5)
         if state != "success":
             raise StorageUnavailable(f"the service ended the copy of {name} to {self.location} as {state!r}")
         return True
+
+    def why_not_copied(self, source: Store) -> str:
+        """The service's code for why it copies nothing from `source`, once it has refused; empty when it has not."""
+        return self._refusals.get(source.location, "")
+
+    def _copied_across(self, source: AzureStore, name: str) -> bool:
+        if source._key is None:  # a signature that was given may be for more than this blob
+            return False
+        address = source._readable_url(name)
+        assert address is not None
+        blob = self._client.get_blob_client(self._prefix + name)
+        status, code = 0, ""
+        with translated(f"copy {name} from {source.location} to {self.location}"):
+            try:
+                blob.start_copy_from_url(address.reveal(), requires_sync=True, standard_blob_tier=self._tier(name))
+            except HttpResponseError as error:
+                status, code = error.status_code or 0, code_of(error) or f"HTTP {error.status_code}"
+        if not code:
+            return True
+        if status == 404 and source.stat(name) is None:
+            raise NotFound(f"{name} does not exist in {source.location}")
+        if status < 500 or status == 501:  # else another copy may succeed
+            self._refusals[source.location] = code
+        return False
+
+    def choose_tiers(self, choose: ChooseTier) -> None:
+        self._choose_tier = choose
+
+    def cool(self, name: str, tier: AccessTier) -> None:
+        if tier is AccessTier.DEFAULT:
+            return
+        blob = self._client.get_blob_client(self._prefix + check_name(name))
+        with translated(f"move {name} in {self.location} to the tier {tier}"):
+            found = str(blob.get_blob_properties().blob_tier or "").lower()
+            if found == "archive":
+                raise StorageUnavailable(f"{name} in {self.location} is in the Archive tier", hint=REHYDRATE)
+            coolness = list(_TIERS)
+            if found not in coolness or coolness.index(AccessTier(found)) < coolness.index(tier):
+                blob.set_standard_blob_tier(_TIERS[tier])
+
+    def _tier(self, name: str, parts: Sequence[Buffer] = ()) -> StandardBlobTier | None:
+        return _TIERS.get(self._choose_tier(name, parts))
 
     def soft_delete_days(self) -> int | None:
         """For how many days the account keeps blobs that were deleted; 0: not at all, None: a container's signature
@@ -333,26 +401,29 @@ class AzureStore:
             credential={"account_name": str(self._client.account_name), "account_key": self._key.reveal()},
             api_version=self._client.api_version,
         )
-        with _translated(f"read the properties of the account of {self.location}"), service:
+        with translated(f"read the properties of the account of {self.location}"), service:
             policy = service.get_service_properties().get("delete_retention_policy")
         return int(policy.days or 0) if policy is not None and policy.enabled else 0
 
     def _readable_url(self, name: str) -> Secret[str] | None:
-        """An address that reads this blob for an hour; None when this store holds nothing to sign with."""
-        container, blob = self._client.container_name, self._prefix + name
+        """An address that reads this blob for half an hour; None when this store holds nothing to sign with."""
         query = self._sas
         if self._key is not None:
             query = Secret(
                 generate_blob_sas(
                     str(self._client.account_name),
-                    container,
-                    blob,
+                    self._client.container_name,
+                    self._prefix + name,
                     account_key=self._key.reveal(),
                     permission=BlobSasPermissions(read=True),
                     expiry=clock.now() + _COPY_SAS_VALID,
+                    protocol="https" if self._account_url.startswith("https:") else None,
                 )
             )
-        return query and Secret(f"{self._account_url}/{container}/{quote(blob)}?{query.reveal()}")
+        return query and Secret(f"{self._address(name)}?{query.reveal()}")
+
+    def _address(self, name: str) -> str:
+        return f"{self._account_url}/{self._client.container_name}/{quote(self._prefix + name)}"
 
     def _object(self, blob: BlobProperties) -> StoredObject:
         name = str(blob.name).removeprefix(self._prefix)
@@ -383,44 +454,3 @@ def _blocks(parts: Sequence[Buffer]) -> Iterator[bytes]:
                 waiting.clear()
     if waiting:
         yield bytes(waiting)
-
-
-@contextlib.contextmanager
-def _translated(
-    doing: str, *, ignore: Sequence[str] = (), instead: dict[str, DiskprepError] | None = None
-) -> Iterator[None]:
-    """Turn the SDK's errors into ours, without the address they quote: it may hold a signature."""
-    try:
-        yield
-    except AzureError as error:
-        if _code(error) in ignore:
-            return
-        found = (instead or {}).get(_code(error)) or _our_error(error, doing)
-    else:
-        return
-    raise found  # outside of the except block, so that the SDK's error is not even its context
-
-
-def _code(error: AzureError) -> str:
-    """The service's code of the error, such as `BlobNotFound`."""
-    code = getattr(error, "error_code", None)
-    return str(getattr(code, "value", code) or "")
-
-
-def _our_error(error: AzureError, doing: str) -> DiskprepError:
-    status = error.status_code if isinstance(error, HttpResponseError) else None
-    code = _code(error) or (f"HTTP {status}" if status else type(error).__name__)
-    if status == 404:
-        return NotFound(f"cannot {doing}: {code}")
-    if status in (401, 403):
-        return NotSignedIn(
-            f"cannot {doing}: the service refuses the credential ({code})",
-            hint="check the account's key or signature, its expiry, and this computer's clock",
-        )
-    if code == "Md5Mismatch":
-        return DataDamaged(f"cannot {doing}: the bytes do not have the MD5 they were announced with")
-    if code == "BlobArchived":
-        return StorageUnavailable(
-            f"cannot {doing}: it is in the Archive tier", hint="rehydrate it to Hot or Cool first"
-        )
-    return StorageUnavailable(f"cannot {doing}: {code}", hint="check the network and the service, then try again")

@@ -11,9 +11,9 @@ from copysite import Site
 from support import TurnedClock
 
 from diskprep.datacenter.server import Datacenter
+from diskprep.importjob.client import AzureImportService
 from diskprep.importjob.ledger import Ledger
 from diskprep.importjob.model import Drive, ReturnAddress
-from diskprep.importjob.service import AzureImportService
 from diskprep.secrets import Secret
 from diskprep.seed import Seed, Staging, save_seed
 from diskprep.store.directory import DirectoryAccount

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import date
 
 from diskprep.importjob import job as jobs
+from diskprep.importjob.client import AzureImportService
 from diskprep.importjob.ledger import Entry, Ledger, key_of
 from diskprep.importjob.model import Drive, Job, ReturnAddress
 from diskprep.importjob.saved import SavedJob
-from diskprep.importjob.service import AzureImportService
 from diskprep.seed import Seed, Staging
 
 

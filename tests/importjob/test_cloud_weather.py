@@ -26,8 +26,8 @@ from weather import (
 from diskprep import clock
 from diskprep.errors import DiskprepError, JobConflict, NotFound, NotSignedIn, ServiceError
 from diskprep.importjob.asking import Patience
+from diskprep.importjob.client import AzureImportService
 from diskprep.importjob.model import JobState
-from diskprep.importjob.service import AzureImportService
 from diskprep.secrets import Secret
 
 

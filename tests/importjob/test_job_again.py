@@ -14,9 +14,9 @@ from support import TurnedClock
 from diskprep.datacenter.server import Datacenter
 from diskprep.errors import DataDamaged, JobConflict, NotFound, ServiceError
 from diskprep.importjob import job as jobs
+from diskprep.importjob.client import AzureImportService
 from diskprep.importjob.ledger import Ledger
 from diskprep.importjob.model import Job, JobState, Package
-from diskprep.importjob.service import AzureImportService
 
 
 class Silent:

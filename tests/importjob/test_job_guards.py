@@ -17,9 +17,9 @@ from diskprep.datacenter.server import Datacenter
 from diskprep.errors import DataDamaged, JobConflict, NotFound, NotSignedIn, ServiceError, UsageError
 from diskprep.importjob import booking, creation, lookup, sending
 from diskprep.importjob import job as jobs
+from diskprep.importjob.client import AzureImportService
 from diskprep.importjob.ledger import Ledger, key_of
 from diskprep.importjob.model import Job, JobState, Package, ReturnShipping
-from diskprep.importjob.service import AzureImportService
 from diskprep.secrets import Secret
 from diskprep.seed import Staging, save_seed
 

@@ -20,8 +20,8 @@ from diskprep.cli.slip import make_slip as slip_of
 from diskprep.errors import DataDamaged, JobConflict, NotFound, ServiceError, UsageError
 from diskprep.importjob import job as jobs
 from diskprep.importjob import paper
+from diskprep.importjob.client import AzureImportService
 from diskprep.importjob.model import Address, Drive, ReturnAddress, ReturnShipping
-from diskprep.importjob.service import AzureImportService
 from diskprep.secrets import Secret
 from diskprep.seed import Seed, Staging
 

@@ -16,7 +16,7 @@ from weather import PASSWORD, REQUEST, SUBSCRIPTION, TOKEN, Cloud, Waits, answer
 
 from diskprep.errors import JobConflict, NotSignedIn, ServiceError, UsageError
 from diskprep.importjob import asking
-from diskprep.importjob.service import AzureImportService
+from diskprep.importjob.client import AzureImportService
 from diskprep.secrets import Secret
 
 
@@ -114,7 +114,7 @@ def test_a_default_port_in_a_link_is_the_same_host() -> None:
 
 
 def test_a_list_that_never_ends_ends(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diskprep.importjob.service._PAGES_LIMIT", 5)
+    monkeypatch.setattr("diskprep.importjob.client._PAGES_LIMIT", 5)
     cloud.climate = answered({"value": [], "nextLink": f"{cloud.url}/more"})
     with pytest.raises(ServiceError, match="more than 5"):
         connect(cloud).list()

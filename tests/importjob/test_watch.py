@@ -17,10 +17,10 @@ from diskprep.errors import DeadlineNear, DiskprepError, DrivesFailed, NotFound,
 from diskprep.events import Event, Note, Progress
 from diskprep.importjob import job as jobs
 from diskprep.importjob.advice import Advice
+from diskprep.importjob.client import AzureImportService
 from diskprep.importjob.ledger import Ledger, key_of
 from diskprep.importjob.model import Drive, DriveState, DriveStatus, Job, JobState, ReturnAddress
 from diskprep.importjob.saved import load_job, write_saved
-from diskprep.importjob.service import AzureImportService
 from diskprep.importjob.watch import Alarm, watch
 from diskprep.seed import Seed, Staging
 

@@ -19,8 +19,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from diskprep.importjob.asking import Patience
+from diskprep.importjob.client import AzureImportService
 from diskprep.importjob.model import Drive, JobRequest, Package, ReturnAddress
-from diskprep.importjob.service import AzureImportService
 from diskprep.importjob.signin import TokenSource
 from diskprep.secrets import Secret
 
