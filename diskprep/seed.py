@@ -100,6 +100,10 @@ class Staging:
         return self.root / "seal.json"
 
     @property
+    def choices_file(self) -> Path:
+        return self.first.root / "choices"
+
+    @property
     def plan_file(self) -> Path:
         return self.root / "plan.json"
 

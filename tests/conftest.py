@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import signal
@@ -67,6 +68,7 @@ _AZURITE = Path(__file__).parent.parent / ".cache/azurite-3.35.0/node_modules/.b
 _API_VERSION = "2025-11-05"
 #: The emulator's account and key are the same everywhere and public.
 _ACCOUNT = "devstoreaccount1"
+_ELSEWHERE = "elsewhere"
 _KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
 
@@ -82,6 +84,8 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     folder = tmp_path_factory.mktemp("azurite")
+    elsewhere = Secret(base64.b64encode(os.urandom(64)).decode())
+    accounts = f"{_ACCOUNT}:{_KEY};{_ELSEWHERE}:{elsewhere.reveal()}"
     options = f"--blobHost 127.0.0.1 --blobPort {port} --silent --disableTelemetry --skipApiVersionCheck"
     server = subprocess.Popen(
         [_AZURITE, "--location", folder, *options.split()],
@@ -89,12 +93,22 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        env={**os.environ, "AZURITE_ACCOUNTS": accounts},
     )
     try:
         _wait_for_port(port, server)
         url, key = f"http://127.0.0.1:{port}/{_ACCOUNT}", Secret(_KEY)
         account = AzureAccount(url, key, api_version=_API_VERSION)
-        yield Azurite(account=account, account_name=_ACCOUNT, key=key, port=port, url=url)
+        other = AzureAccount(f"http://127.0.0.1:{port}/{_ELSEWHERE}", elsewhere, api_version=_API_VERSION)
+        yield Azurite(
+            account=account,
+            account_name=_ACCOUNT,
+            key=key,
+            port=port,
+            url=url,
+            elsewhere=other,
+            elsewhere_key=elsewhere,
+        )
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)

@@ -80,6 +80,12 @@ def refuse_vault_without_slot(vault: Store) -> None:
 def refuse_other_certificate(vault: Store, certificate: Certificate) -> None:
     try:
         kept = certificates.load_from_vault(vault, certificate.job_name)
+    except NotFound:
+        raise CleanupRefused(
+            f"the vault has no copy of the certificate of {certificate.job_name} any more: it was withdrawn, since "
+            "something in the vault was found damaged or missing, or this is another vault",
+            hint=HINT,
+        ) from None
     except DiskprepError as error:
         raise CleanupRefused(
             f"the vault's copy of the certificate cannot be read: {error.message}", hint=HINT

@@ -15,6 +15,7 @@ from diskprep.cleanup.looking import (
     is_the_vault,
     reason_to_keep,
     refuse_changed_vault,
+    refuse_other_certificate,
     refuse_outstanding,
     refuse_repository,
     refuse_vault_without_slot,
@@ -103,8 +104,8 @@ def plan(
 ) -> CleanupPlan:
     """What may go from this staging and the import container (None: the staging alone). Looks, deletes nothing.
 
-    Raises CleanupRefused when there is no certificate, when it is not this seal's, when the vault has changed since, or
-    when a disk is outstanding.
+    Raises CleanupRefused when there is no certificate, when it is not this seal's, when the vault has changed since or
+    has no equal copy of it any more, or when a disk is outstanding.
     """
     if certificate is None:
         raise CleanupRefused("there is no certificate for this job", hint=HINT)
@@ -122,6 +123,7 @@ def plan(
         container=() if looked_into is None else looked_into.list(),
         vault=vault.list(),
     )
+    refuse_other_certificate(vault, certificate)
     notes = [*_keeping(Place.STAGING, repository)]
     if looked_into is not None:
         notes += _keeping(Place.CONTAINER, looked_into)

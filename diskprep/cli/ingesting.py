@@ -15,7 +15,7 @@ import typer
 from diskprep import durable
 from diskprep.cli import backing, inputs, output, selecting, viewing
 from diskprep.cli.places import ingested_file
-from diskprep.cli.stores import KeyFile, Vault, open_store
+from diskprep.cli.stores import KeyFile, Vault, open_store, open_vault
 from diskprep.errors import DiskprepError, IngestIncomplete, UsageError
 from diskprep.events import Emit, Note
 from diskprep.repair import placements
@@ -25,6 +25,7 @@ from diskprep.seal import load_seal
 from diskprep.seed import Seed, Staging, load_seed, parse_staging
 from diskprep.source import Source, public_path
 from diskprep.source.selection import Pattern
+from diskprep.staging import choices
 from diskprep.staging import stage as stager
 from diskprep.staging.writer import BackupOptions, BackupResult
 from diskprep.staging.writer import backup as take_backup
@@ -33,7 +34,14 @@ from diskprep.vault import ingest as ingestion
 from diskprep.vault import online
 from diskprep.vault.certificate import Certificate
 from diskprep.vault.ingest import PackFault
-from diskprep.vault.settings import Redundancy, Settings, change_settings, load_settings
+from diskprep.vault.settings import (
+    Redundancy,
+    Settings,
+    change_settings,
+    load_settings,
+    parse_access_tier,
+    write_in_tier,
+)
 from diskprep.view.model import Hooks, ViewKind
 from diskprep.view.view import consistent_view
 
@@ -147,7 +155,7 @@ def ingest(
     """Move the imported packs into the vault, verify every one, and write the certificate.
 
     Then a first incremental backup runs, when this is the computer that the seed was staged on and its sources are
-    there. It leaves out what matches the patterns of the seed; other options that `stage` was given are given again.
+    there. It leaves out what `stage` was told to, and cuts images alike; options that are given here win.
     """
     if in_place == (container is not None):
         raise UsageError("give --container, or --in-place when the disks were imported into the vault itself")
@@ -223,6 +231,15 @@ def ingest(
 def settings(
     vault: Vault,
     redundancy: RedundancyOption = None,
+    access_tier: Annotated[
+        str | None,
+        typer.Option(
+            "--access-tier",
+            metavar="hot|cool|cold|default",
+            help="Where data packs are to lie in a container; default: as its account says.",
+            show_default=False,
+        ),
+    ] = None,
     keep_daily: Annotated[int | None, _keep("daily")] = None,
     keep_weekly: Annotated[int | None, _keep("weekly")] = None,
     keep_monthly: Annotated[int | None, _keep("monthly")] = None,
@@ -233,12 +250,13 @@ def settings(
     passphrase_command: inputs.PassphraseCommand = None,
     json: inputs.Json = False,
 ) -> None:
-    """The vault's redundancy and retention: what they are, or what they are to be."""
-    store = open_store(vault, account_key_file)
-    repository = open_repository(store, inputs.passphrase(passphrase_file, passphrase_fd, passphrase_command))
+    """The vault's redundancy, access tier and retention: what they are, or what they are to be."""
+    tier = None if access_tier is None else parse_access_tier(access_tier)
+    repository = open_vault(vault, account_key_file, passphrase_file, passphrase_fd, passphrase_command)
     found = change_settings(
         repository,
         redundancy=redundancy,
+        access_tier=tier,
         daily=keep_daily,
         weekly=keep_weekly,
         monthly=keep_monthly,
@@ -248,13 +266,14 @@ def settings(
         output.print_json(document(found))
         return
     print(f"redundancy: {found.redundancy or 'not said'}")
+    print(f"access tier of data packs: {found.access_tier}")
     kept = ", ".join(f"{count} {period}" for period, count in asdict(found.retention).items() if count)
     print(f"retention: {kept or 'everything is kept'}")
 
 
 def document(found: Settings) -> dict[str, Any]:
     """Settings for --json."""
-    return {"redundancy": found.redundancy, "retention": asdict(found.retention)}
+    return {"redundancy": found.redundancy, "access_tier": found.access_tier, "retention": asdict(found.retention)}
 
 
 def first_incremental(
@@ -268,27 +287,42 @@ def first_incremental(
 ) -> BackupResult | None:
     """The first backup after ingestion, on top of the seed; None, and a note, where the seed's sources are not.
 
-    The patterns of the seed leave out what they did then, beside those of `options`.
+    It leaves out what the seed did, and cuts as it did, where `options` do not say otherwise.
     """
     seed = load_seed(staging)
     reason = _why_not_here(seed)
+    try:
+        chosen = choices.load(staging, repository.key)
+    except DiskprepError as error:  # a backup of other things than the seed's is none that was asked for
+        reason = reason or error.message
+        chosen = None
     if reason:
         emit(Note(stage="backup", text=f"no incremental backup was taken: {reason}"))
         return None
-    seeded = repository.snapshot(load_seal(staging.seal_file).snapshot)
     wanted = [Source(os.fsencode(path)) for path in seed.sources]
     options = stager.own_exclusions(staging, wanted, options)
-    selection = options.selection
-    known = {*selection.described(), *map(public_path, options.exclude)}
-    again = tuple(Pattern(text=os.fsencode(text), origin="the seed") for text in seeded.excludes if text not in known)
+    if chosen is None:
+        options = _with_patterns(repository.snapshot(load_seal(staging.seal_file).snapshot), options)
+    else:
+        if said := chosen.described():
+            emit(Note(stage="backup", text=f"as the seed was staged: {' '.join(said)}"))
+        options = chosen.with_own(options)
     return incremental(
         repository,
         wanted,
-        options=replace(options, selection=replace(selection, exclude=(*again, *selection.exclude))),
+        options=options,
         kind=kind,
         hooks=hooks,
         emit=emit,
     )
+
+
+def _with_patterns(seeded: Snapshot, options: BackupOptions) -> BackupOptions:
+    """`options` with the patterns that the seed's recovery point tells, where its staging does not tell the rest."""
+    selection = options.selection
+    known = {*selection.described(), *map(public_path, options.exclude)}
+    again = tuple(Pattern(text=os.fsencode(text), origin="the seed") for text in seeded.excludes if text not in known)
+    return replace(options, selection=replace(selection, exclude=(*again, *selection.exclude)))
 
 
 def incremental(
@@ -303,6 +337,7 @@ def incremental(
     """Back up into the vault, on top of the newest recovery point of the same sources on this computer. The holds of
     jobs whose disks still travel are prolonged."""
     online.refresh_holds(repository)
+    write_in_tier(repository, emit)
     hostname = socket.gethostname()
     local = [repository.store.root] if isinstance(repository.store, DirectoryStore) else []
     with consistent_view(

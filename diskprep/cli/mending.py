@@ -12,15 +12,16 @@ from typing import Annotated, Any
 import typer
 
 from diskprep.cli import inputs, output
-from diskprep.cli.stores import KeyFile, Vault, open_store
+from diskprep.cli.stores import KeyFile, Vault, open_vault
 from diskprep.errors import DataDamaged, NotFound, UsageError
+from diskprep.events import Note
 from diskprep.repair import placements
-from diskprep.repository.repository import Repository, open_repository
 from diskprep.seed import Staging, load_seed, parse_staging
 from diskprep.source import Source, check_sources, display
 from diskprep.store.directory import DirectoryStore
+from diskprep.vault import withdrawal
 from diskprep.vault.lost import LostEntry
-from diskprep.vault.repair import BadPack, Mended, find_bad_packs, find_lost
+from diskprep.vault.repair import BadPack, Flaw, Mended, find_bad_packs, find_lost
 from diskprep.vault.repair import repair as mend
 
 _SHOWN = 20
@@ -66,23 +67,27 @@ def repair(
 ) -> None:
     """Name the packs that are missing or damaged; send them again, or store their content again from the source.
 
-    Without STAGING, --source or --drop-lost nothing is changed.
+    Without STAGING, --source or --drop-lost no pack is changed. When something is missing or damaged, a certificate
+    that a cleanup may still go by is withdrawn: `vault ingest` then proves the vault again.
     """
     sources = [Source(os.fsencode(path.absolute())) for path in source or ()]
     if sources:
         check_sources(sources)
     place = None if staging is None else parse_staging(staging).first
     disks = _disks(place)
-    store = open_store(vault, account_key_file)
-    repository = open_repository(store, inputs.passphrase(passphrase_file, passphrase_fd, passphrase_command))
+    repository = open_vault(vault, account_key_file, passphrase_file, passphrase_fd, passphrase_command)
     if place is not None and (found := load_seed(place).repository_id) != repository.id:
         raise UsageError(f"{place.root} is the staging of another repository, {found[:8]}")
     with output.screen(quiet=quiet) as screen:
         bad = find_bad_packs(repository, read_data=read_data, emit=screen.emit)
         chosen = _chosen(bad, disk or (), disks)
+        held = [hold.label for hold in repository.find_holds()]  # by a withdrawal the vault is held, too
+        done = withdrawal.withdraw_unsettled(repository) if bad else ()
+        for each in done:
+            screen.emit(Note(stage="repair", text=each.words))
         changes = place is not None or bool(sources) or drop_lost
         if changes:
-            _refuse_guess(repository, chosen, named=bool(disk) or all_missing)
+            _refuse_guess(chosen, held, named=bool(disk) or all_missing)
             mended = mend(
                 repository,
                 chosen,
@@ -93,12 +98,20 @@ def repair(
             )
         else:
             mended = Mended(left=chosen, lost=find_lost(repository, chosen))
+        if mended.lost and not done:  # what no index names, too, the certificate said could be resolved
+            done = withdrawal.withdraw_unsettled(repository)
     if json:
-        output.print_json(_document(chosen, mended, disks))
+        output.print_json(_document(chosen, mended, disks) | {"withdrawn": withdrawal.documents(done)})
     else:
         _tell(chosen, mended, disks)
+    told = [each.words for each in done]
     if mended.left or mended.lost:
-        raise DataDamaged(_verdict(mended, changes=changes), hint=_hint(mended, place, sources, changes=changes))
+        raise DataDamaged(
+            "; ".join((_verdict(mended, changes=changes), *told)),
+            hint=_hint(mended, place, sources, changes=changes),
+        )
+    if told and not json:
+        print("\n".join(output.escape(f"{text}: ingest again") for text in told))
 
 
 def _disks(place: Staging | None) -> Mapping[str, str]:
@@ -118,12 +131,12 @@ def _chosen(bad: Sequence[BadPack], wanted: Sequence[str], disks: Mapping[str, s
     return tuple(pack for pack in bad if not wanted or disks.get(pack.name) in wanted)
 
 
-def _refuse_guess(repository: Repository, bad: Sequence[BadPack], *, named: bool) -> None:
-    """While disks travel, what is missing may still come."""
-    if bad and not named and (holds := repository.find_holds()):
+def _refuse_guess(bad: Sequence[BadPack], held: Sequence[str], *, named: bool) -> None:
+    """While disks travel, what is missing may still come. What came damaged will not come again by itself."""
+    if held and not named and any(pack.flaw is Flaw.MISSING for pack in bad):
         raise UsageError(
-            f"disks of {', '.join(sorted(hold.label for hold in holds))} are under way: what is missing may still come",
-            hint="name the disk that is lost: --disk SERIAL, with the staging; or --all",
+            f"the vault is held for {', '.join(sorted(held))}: what is missing may still come on a disk",
+            hint="name the disk that is lost: --disk SERIAL, with the staging; or --all, also when none is under way",
         )
 
 
@@ -142,13 +155,14 @@ def _tell(bad: Sequence[BadPack], mended: Mended, disks: Mapping[str, str]) -> N
         if count:
             print(f"{count} {what}")
     for entry in mended.lost[:_SHOWN]:
-        print(f"lost: {display(entry.path)}{_everything(entry)}, in {_points(entry)}")
+        print(line_of_lost(entry))
     if len(mended.lost) > _SHOWN:
         print(f"lost: {len(mended.lost) - _SHOWN} more; --json lists all")
 
 
-def _everything(entry: LostEntry) -> str:
-    return " and all below it" if entry.is_directory else ""
+def line_of_lost(entry: LostEntry) -> str:
+    everything = " and all below it" if entry.is_directory else ""
+    return f"lost: {display(entry.path)}{everything}, in {_points(entry)}"
 
 
 def _points(entry: LostEntry) -> str:
@@ -178,25 +192,28 @@ def _hint(mended: Mended, place: Staging | None, sources: Sequence[Source], *, c
 def _document(bad: Sequence[BadPack], mended: Mended, disks: Mapping[str, str]) -> dict[str, Any]:
     left = {pack.pack for pack in mended.left}
     return {
-        "packs": [
-            {
-                "name": pack.name,
-                "kind": pack.kind,
-                "flaw": pack.flaw,
-                "size_bytes": pack.size_bytes,
-                "disk": disks.get(pack.name),
-                "left": pack.pack in left,
-            }
-            for pack in bad
-        ],
+        "packs": [document_of_pack(pack, disks) | {"left": pack.pack in left} for pack in bad],
         "sent": mended.sent,
         "sent_bytes": mended.sent_bytes,
         "adopted": mended.adopted,
         "stored_blobs": mended.stored,
         "stored_bytes": mended.stored_bytes,
         "dropped": mended.dropped,
-        "lost": [
-            {"path": display(entry.path), "directory": entry.is_directory, "recovery_points": list(entry.points)}
-            for entry in mended.lost
-        ],
+        "lost": [document_of_lost(entry) for entry in mended.lost],
     }
+
+
+def document_of_pack(pack: BadPack, disks: Mapping[str, str]) -> dict[str, Any]:
+    """A pack for --json; `disks`: object name of each pack -> serial of its disk."""
+    return {
+        "name": pack.name,
+        "kind": pack.kind,
+        "flaw": pack.flaw,
+        "size_bytes": pack.size_bytes,
+        "disk": disks.get(pack.name),
+    }
+
+
+def document_of_lost(entry: LostEntry) -> dict[str, Any]:
+    """A lost file or directory for --json."""
+    return {"path": display(entry.path), "directory": entry.is_directory, "recovery_points": list(entry.points)}

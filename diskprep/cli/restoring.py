@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 
 from diskprep.cli import inputs, output
-from diskprep.cli.stores import KeyFile, Vault, open_store
+from diskprep.cli.selecting import patterns
+from diskprep.cli.stores import KeyFile, Vault, open_vault
 from diskprep.errors import DataDamaged, UsageError
-from diskprep.repository.repository import open_repository
-from diskprep.source.selection import Pattern, read_patterns
 from diskprep.vault import check as checks
 from diskprep.vault import restore as restoring
+from diskprep.vault import withdrawal
 from diskprep.vault.choice import Choice
 from diskprep.vault.target import Overwrite
 
@@ -68,13 +68,12 @@ def restore(
     """Restore a recovery point, or a part of it, below TARGET, under the original absolute paths."""
     choice = Choice(
         paths=tuple(os.fsencode(one) for one in path or ()),
-        include=_patterns("--include", include, include_file),
-        iinclude=_patterns("--iinclude", iinclude, None),
-        exclude=_patterns("--exclude", exclude, exclude_file),
-        iexclude=_patterns("--iexclude", iexclude, None),
+        include=patterns("--include", include, include_file),
+        iinclude=patterns("--iinclude", iinclude, None),
+        exclude=patterns("--exclude", exclude, exclude_file),
+        iexclude=patterns("--iexclude", iexclude, None),
     )
-    secret = inputs.passphrase(passphrase_file, passphrase_fd, passphrase_command)
-    repository = open_repository(open_store(vault, account_key_file), secret)
+    repository = open_vault(vault, account_key_file, passphrase_file, passphrase_fd, passphrase_command)
     with output.screen(quiet=quiet) as screen:
         result = restoring.restore(
             repository,
@@ -136,14 +135,17 @@ def check(
     json: inputs.Json = False,
     quiet: inputs.Quiet = False,
 ) -> None:
-    """Check that the vault is whole."""
+    """Check that the vault is whole.
+
+    Nothing is written; but when it is not whole, a certificate that a cleanup may still go by is withdrawn.
+    """
     if read_data and read_data_subset is not None:
         raise UsageError("--read-data reads everything", hint="give it, or --read-data-subset, not both")
     subset = None if read_data_subset is None else checks.parse_subset(read_data_subset, _size(read_data_subset))
-    secret = inputs.passphrase(passphrase_file, passphrase_fd, passphrase_command)
-    repository = open_repository(open_store(vault, account_key_file), secret)
+    repository = open_vault(vault, account_key_file, passphrase_file, passphrase_fd, passphrase_command)
     with output.screen(quiet=quiet) as screen:
         result = checks.check(repository, read_data=read_data, subset=subset, emit=screen.emit)
+    done = withdrawal.withdraw_unsettled(repository) if result.problems else ()
     if json:
         output.print_json(
             {
@@ -155,6 +157,7 @@ def check(
                 "read_bytes": result.read_bytes,
                 "read_packs": result.read_packs,
                 "snapshots": list(result.snapshots),
+                "withdrawn": withdrawal.documents(done),
             }
         )
     else:
@@ -164,17 +167,14 @@ def check(
             print(f"and {len(result.problems) - _PROBLEMS_SHOWN} more problems; --json has all")
     if result.problems:
         raise DataDamaged(
-            f"{len(result.problems)} problems were found", hint="do not remove the staging; `diskprep vault repair`"
+            "; ".join((f"{len(result.problems)} problems were found", *(each.words for each in done))),
+            hint=f"do not remove the staging; `diskprep vault repair{' --read-data' if result.read_packs else ''}`"
+            + ("; then `diskprep vault ingest` proves the vault again" if done else ""),
         )
     if not json:
         read = f"; {result.read_packs} of them read, {output.size(result.read_bytes)}" if result.read_packs else ""
         print(f"{len(result.snapshots)} recovery points, {result.files} files, {result.packs} packs{read}")
         print("no problems were found")
-
-
-def _patterns(option: str, texts: list[str] | None, files: list[Path] | None) -> tuple[Pattern, ...]:
-    given = [Pattern(text=os.fsencode(text), origin=option) for text in texts or ()]
-    return (*given, *(pattern for file in files or () for pattern in read_patterns(file)))
 
 
 def _size(text: str) -> int | None:

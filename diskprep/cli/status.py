@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from diskprep import clock
 from diskprep.cli import inputs, output
-from diskprep.cli.jobmaking import next_command, tell_advice
+from diskprep.cli.advising import next_command, tell_advice
 from diskprep.cli.places import ingested_file
-from diskprep.cli.stores import KeyFile, open_store
+from diskprep.cli.stores import KeyFile, open_store, open_vault
 from diskprep.disk.plan import load_plan
 from diskprep.disk.record import last_step
-from diskprep.errors import DataDamaged, DrivesFailed, FormatTooNew, NotFound, StorageUnavailable
+from diskprep.errors import DataDamaged, DiskprepError, DrivesFailed, FormatTooNew, NotFound, StorageUnavailable
 from diskprep.importjob.advice import Advice, advise
 from diskprep.importjob.deadline import deadline_of
 from diskprep.importjob.saved import SavedJob, load_job
 from diskprep.repair import Repair, find_repairs
-from diskprep.repository.repository import Repository, open_repository
 from diskprep.seal import load_seal
 from diskprep.seed import Staging, load_seed, parse_staging
+from diskprep.store import Store
 from diskprep.vault import certificate as certificates
 from diskprep.vault.certificate import Certificate
-from diskprep.vault.restorable import restorable
+
+if TYPE_CHECKING:
+    from diskprep.repository.repository import Repository
 
 
 def status(
@@ -47,10 +50,12 @@ def status(
     with 43 when a job needs its tracking number within five days, with 44 when a drive did not arrive or failed.
     """
     place = parse_staging(staging)
-    document = _status(place)
+    repository = None
     if vault is not None:
-        secret = inputs.passphrase(passphrase_file, passphrase_fd, passphrase_command)
-        document["recovery_points"] = _points(open_repository(open_store(vault, account_key_file), secret))
+        repository = open_vault(vault, account_key_file, passphrase_file, passphrase_fd, passphrase_command)
+    document = _status(place, repository, account_key_file)
+    if repository is not None:
+        document["recovery_points"] = _points(repository)
     if json:
         output.print_json(document)
     else:
@@ -103,6 +108,8 @@ def _show(document: dict[str, Any]) -> None:
         print(output.escape(f"repair {repair['name']}: {_job_line(repair)}"))
     if document["ingested"]:
         print(f"in the vault, all of it: {document['ingested']}")
+    if document["withdrawn"]:
+        print("certificate: the vault has it no longer: keep the staging, and ingest again")
     for point in document.get("recovery_points", ()):
         print(f"recovery point {point['id'][:8]} of {point['time']}: {_point_line(point)}")
 
@@ -119,6 +126,8 @@ def _job_line(document: dict[str, Any], *, name: bool = False) -> str:
 
 def _points(repository: Repository) -> list[dict[str, Any]]:
     """The recovery points of a vault, and what each still lacks."""
+    from diskprep.vault.restorable import restorable  # noqa: PLC0415 - numpy, which a look at a staging can do without
+
     lacks = restorable(repository)
     return [
         {
@@ -143,11 +152,14 @@ def _point_line(point: dict[str, Any]) -> str:
     return f"waits for {packs} pack{'s' if packs > 1 else ''}, {output.size(point['missing_bytes'])}"
 
 
-def _status(place: Staging) -> dict[str, Any]:
+def _status(place: Staging, vault: Repository | None, key_file: Path | None) -> dict[str, Any]:
     document, saved = _disks(place), _saved(place)
     if saved is not None:
         document |= _job(saved) | {"next": next_command(place, advise(saved, clock.now()))}
     proven = _certificate(place) if document["sealed"] else None
+    document["withdrawn"] = proven is not None and _is_withdrawn(proven, vault, key_file)
+    if document["withdrawn"]:
+        proven = None
     document["ingested"] = "" if proven is None else proven.created
     if proven is not None:
         turn = None if saved is None else _turn(place, saved).advice
@@ -164,6 +176,30 @@ def _certificate(place: Staging) -> Certificate | None:
     except (DataDamaged, FormatTooNew, NotFound, StorageUnavailable):
         return None
     return proven if proven.seal_digest == seal.digest else None
+
+
+def _is_withdrawn(proven: Certificate, vault: Repository | None, key_file: Path | None) -> bool:
+    """Whether the vault, where it can be reached, has this certificate no longer. A folder needs no key for that."""
+    if vault is not None and vault.id == proven.repository_id:
+        store = vault.store
+    elif key_file is None and proven.vault.startswith(("https://", "http://")):
+        return False
+    else:
+        store = open_store(proven.vault, key_file)
+    try:
+        return certificates.load_from_vault(store, proven.job_name).digest != proven.digest
+    except NotFound:
+        return _is_there(store)
+    except DiskprepError:
+        return False
+
+
+def _is_there(vault: Store) -> bool:
+    """Whether this is a repository at all, and not a folder that nothing is mounted on."""
+    try:
+        return vault.stat("config") is not None
+    except DiskprepError:
+        return False
 
 
 def _cleanup_command(place: Staging, proven: Certificate) -> str:

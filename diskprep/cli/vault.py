@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from diskprep.cli import (
+    abandoning,
     backing,
     estimating,
     forgetting,
@@ -21,8 +22,7 @@ from diskprep.cli import (
     selecting,
     viewing,
 )
-from diskprep.cli.stores import KeyFile, Vault, open_store
-from diskprep.repository.repository import open_repository
+from diskprep.cli.stores import KeyFile, Vault, open_vault
 from diskprep.staging.writer import BackupOptions
 from diskprep.view.model import Hooks, ViewKind
 
@@ -59,9 +59,7 @@ def backup(
 
     Files of the same size, times and inode as there are not read.
     """
-    repository = open_repository(
-        open_store(vault, account_key_file), inputs.passphrase(passphrase_file, passphrase_fd, passphrase_command)
-    )
+    repository = open_vault(vault, account_key_file, passphrase_file, passphrase_fd, passphrase_command)
     options = BackupOptions(
         selection=selecting.selection(
             exclude=exclude,
@@ -104,6 +102,7 @@ app.command("restore")(restoring.restore)
 app.command("mount")(mounting.mount)
 app.command("check")(restoring.check)
 app.command("repair")(mending.repair)
+app.command("give-up")(abandoning.give_up)
 app.command("forget")(forgetting.forget)
 app.command("prune")(forgetting.prune)
 app.add_typer(passphrase.app, name="passphrase")

@@ -114,7 +114,8 @@ class LockDirectory:
                 f"process {record.pid}, since {clock.rfc3339(record.time)}",
                 hint="wait until the other command has ended"
                 if not record.is_hold
-                else "ingest the disks first; the hold is released then",
+                else "ingest the disks first; the hold is released then. When they will never all come: "
+                "`diskprep vault give-up`",
             )
 
     def _parse(self, name: str, sealed: bytes) -> LockRecord:

@@ -1,7 +1,9 @@
 """Checking a vault: every pack there with its size, every recovery point resolvable, and with `read` every byte.
 
-Nothing is changed. Memory: the index, 100 bytes for each directory, what reading holds (see `reading`), and with `read`
-a pack and its blobs for each worker.
+Nothing is changed; who finds problems withdraws the certificate (`withdrawal`).
+
+Memory: the index, 100 bytes for each directory, what reading holds (see `reading`), and with `read` a pack and its
+blobs for each worker.
 """
 
 from __future__ import annotations

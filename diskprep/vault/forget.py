@@ -114,8 +114,8 @@ def refuse_hold(repository: Repository) -> None:
         expired = ", though it has expired" if hold.expires < clock.now() else ""
         raise Locked(
             f"{repository.store.location} is held for {hold.label!r} while its disks travel{expired}",
-            hint="ingest the disks first; the hold is released then"
-            + (". When they are not to come any more, `restic unlock` takes an expired hold away" if expired else ""),
+            hint="ingest the disks first; the hold is released then. When they will never all come: `diskprep vault "
+            "give-up`",
         )
 
 

@@ -6,6 +6,9 @@ only after it was read back FROM THE VAULT and every blob in it was opened, or, 
 service's MD5 of it is that of the staging's own file, which was opened so. The same call again goes on: what is in the
 vault with the right size is not copied again, and what has a receipt is not read again.
 
+Where the vault's packs are to lie in a tier, they are moved there when they are proven: reading them costs nothing in
+Hot, and more the cooler it is.
+
 Memory: the index, and for each pack under way the pack (see `reading.in_threads`).
 """
 
@@ -22,21 +25,23 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from diskprep import clock
+from diskprep.durable import Buffer
 from diskprep.errors import DataDamaged, DiskprepError, IngestIncomplete, JobConflict, NotFound
 from diskprep.events import Emit, Note, Progress
 from diskprep.repository.pack import verify_pack
 from diskprep.repository.repository import Repository
 from diskprep.seal import FileKind, Seal, SealedFile
-from diskprep.store import BlobState, BlobStore, Store
+from diskprep.store import AccessTier, BlobState, BlobStore, Store, TieredStore
 from diskprep.store.directory import DirectoryStore
 from diskprep.vault import certificate as certificates
 from diskprep.vault.certificate import Certificate
 from diskprep.vault.check import check
-from diskprep.vault.online import place_hold, sealed_bytes
-from diskprep.vault.outstanding import outstanding
+from diskprep.vault.online import sealed_bytes
 from diskprep.vault.reading import in_threads
 from diskprep.vault.receipts import Proof, Receipt, Receipts
 from diskprep.vault.repair import dropped_packs
+from diskprep.vault.settings import data_tier
+from diskprep.vault.withdrawal import withdraw
 
 _STAGE = "ingest"
 _NOTES_MAX = 50
@@ -69,6 +74,13 @@ class _Inspecting(Protocol):
     """A store that tells when the content of an object becomes another."""
 
     def inspect(self, name: str) -> BlobState | None: ...
+
+
+@runtime_checkable
+class _Refusing(Protocol):
+    """A store whose service says why it does not copy."""
+
+    def why_not_copied(self, source: Store) -> str: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +131,7 @@ def ingest(
             arrived={stored.name: stored.size_bytes for stored in container.list("data/")},
             present={stored.name: stored.size_bytes for stored in vault.list("data/")},
             in_place=is_same(container, vault),
+            tier=data_tier(repository, emit),
         )
         try:
             repository.reload_index()
@@ -130,7 +143,8 @@ def ingest(
             proofs = _bring_packs(bring, seal.data_packs, placement, emit, tell_fault)
             snapshots = _verify_whole(vault, repository, seal)
         except (IngestIncomplete, DataDamaged):
-            _withdraw(repository, job_name, emit)
+            if done := withdraw(repository, job_name):
+                emit(Note(stage=_STAGE, text=done.words))
             raise
         trusted = sum(receipt.proof is Proof.MD5 for receipt in proofs)
         certificate = Certificate(
@@ -163,19 +177,6 @@ def _certified(vault: Store, job_name: str) -> str | None:
         return certificates.load_from_vault(vault, job_name).created
     except DiskprepError:
         return None
-
-
-def _withdraw(repository: Repository, job_name: str, emit: Emit) -> None:
-    """Take away the certificate of an earlier ingestion: what it says is not so any more, and a cleanup would delete
-    the other copy. Where that cleanup is not settled the vault is held again, as before the certificate."""
-    vault = repository.store
-    if vault.stat(certificates.object_name(job_name)) is None:
-        return
-    waits = job_name in outstanding(vault)
-    vault.delete(certificates.object_name(job_name))
-    emit(Note(stage=_STAGE, text=f"the earlier certificate of {job_name} does not hold any more: it is withdrawn"))
-    if waits:
-        place_hold(repository, job_name)
 
 
 def is_same(one: Store, other: Store) -> bool:
@@ -236,8 +237,12 @@ def _brought(
     done = 0
     proofs: list[Receipt] = []
     faults: list[PackFault] = []
+    refused = ""
     for outcome in in_threads(bring.vault, bring, packs):
         file = outcome.file
+        if not refused and (refused := bring.why_not_copied()):
+            text = f"the service does not copy from {bring.container.location} ({refused}): packs pass through here"
+            emit(Note(stage=_STAGE, text=text))
         done += file.size_bytes
         emit(Progress(stage=_STAGE, done_bytes=done, total_bytes=total))
         if outcome.receipt is not None:
@@ -288,6 +293,7 @@ class _Bring:
     arrived: Mapping[str, int]
     present: Mapping[str, int]
     in_place: bool
+    tier: AccessTier
     _renamed: Mapping[str, tuple[str, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -296,8 +302,22 @@ class _Bring:
             if match := _RENAMED.fullmatch(name):
                 found[match[1]] = (*found.get(match[1], ()), name)
         object.__setattr__(self, "_renamed", found)
+        if isinstance(self.vault, TieredStore) and self.tier is not AccessTier.DEFAULT:
+            self.vault.choose_tiers(self._while_proven)
 
     def __call__(self, file: SealedFile) -> _Outcome:
+        outcome = self._bring(file)
+        if outcome.receipt is not None and isinstance(self.vault, TieredStore):
+            self.vault.cool(file.name, self.tier)
+        return outcome
+
+    def _while_proven(self, name: str, _parts: Sequence[Buffer]) -> AccessTier:
+        return AccessTier.HOT if name in self.arrived else AccessTier.DEFAULT
+
+    def why_not_copied(self) -> str:
+        return self.vault.why_not_copied(self.container) if isinstance(self.vault, _Refusing) else ""
+
+    def _bring(self, file: SealedFile) -> _Outcome:
         reason = ""
         if self.present.get(file.name) == file.size_bytes:
             reason, receipt = self._verify(file)

@@ -101,7 +101,18 @@ def refresh_holds(repository: Repository) -> tuple[str, ...]:
                 hold.refresh()
         for label in travelling:
             _leave_one(repository, label)
-    return tuple(sorted(label for label in travelling if not _is_certified(repository.store, label)))
+    return tuple(sorted(label for label in travelling if not is_certified(repository.store, label)))
+
+
+def end_hold(repository: Repository, job_name: str) -> int:
+    """Release all holds of a job, whose disks will not come any more; how many there were. Looks again, since another
+    computer may just have renewed one. Raises DataDamaged, StorageUnavailable, NotSignedIn."""
+    ended = 0
+    while holds := [hold for hold in repository.find_holds() if hold.label == job_name]:
+        for hold in holds:
+            hold.release()
+        ended += len(holds)
+    return ended
 
 
 def _leave_one(repository: Repository, job_name: str) -> None:
@@ -110,12 +121,13 @@ def _leave_one(repository: Repository, job_name: str) -> None:
         (hold for hold in repository.find_holds() if hold.label == job_name),
         key=lambda hold: (hold.expires, hold.name),
     )
-    surplus = holds if _is_certified(repository.store, job_name) else holds[:-1]
+    surplus = holds if is_certified(repository.store, job_name) else holds[:-1]
     for hold in surplus:
         hold.release()
 
 
-def _is_certified(vault: Store, label: str) -> bool:
+def is_certified(vault: Store, label: str) -> bool:
+    """Whether the vault has a certificate of the job that a hold names."""
     try:
         return vault.stat(certificates.object_name(label)) is not None
     except DataDamaged:  # no job has this name

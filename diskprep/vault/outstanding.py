@@ -8,7 +8,7 @@ cleanup is settled: a small object beside the certificate says that it is done, 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from diskprep import clock
 from diskprep.errors import DiskprepError, NotFound
@@ -24,22 +24,14 @@ GIVEN_UP = "given up"
 
 def outstanding(vault: Store) -> Mapping[str, Certificate | None]:
     """Name of each job whose cleanup is not settled, and its certificate; None when that cannot be read."""
-    head, tail = certificates.object_name("JOB").split("JOB")
-    found: dict[str, Certificate | None] = {}
-    for stored in list(vault.list(head[: head.index("/") + 1])):
-        if not (stored.name.startswith(head) and stored.name.endswith(tail)):
-            continue
-        job_name = stored.name.removeprefix(head).removesuffix(tail)
-        try:
-            certificate = certificates.load_from_vault(vault, job_name)
-        except NotFound:
-            continue
-        except DiskprepError:
-            found[job_name] = None
-            continue
-        if _settled_digest(vault, job_name) != certificate.digest:
-            found[job_name] = certificate
-    return found
+    return {job_name: certificate for job_name, certificate in _certificates(vault) if not _how(vault, certificate)}
+
+
+def not_cleaned_up(vault: Store) -> Mapping[str, bool]:
+    """Name of each job whose cleanup is not done, and whether it is outstanding. Of one that was given up the staging
+    may be there, and somebody may still clean it up by the certificate."""
+    found = ((job_name, _how(vault, certificate)) for job_name, certificate in _certificates(vault))
+    return {job_name: not how for job_name, how in found if how != DONE}
 
 
 def settle(vault: Store, certificate: Certificate, how: str = DONE) -> None:
@@ -69,12 +61,30 @@ def _object_name(job_name: str) -> str:
     return check_name(f"x-seed/settled-{job_name}.json")
 
 
-def _settled_digest(vault: Store, job_name: str) -> str | None:
-    """The digest of the certificate that was settled; what cannot be understood settles nothing."""
+def _certificates(vault: Store) -> Iterator[tuple[str, Certificate | None]]:
+    """Name of each certified job, and its certificate; None when that cannot be read."""
+    head, tail = certificates.object_name("JOB").split("JOB")
+    for stored in list(vault.list(head[: head.index("/") + 1])):
+        if not (stored.name.startswith(head) and stored.name.endswith(tail)):
+            continue
+        job_name = stored.name.removeprefix(head).removesuffix(tail)
+        try:
+            yield job_name, certificates.load_from_vault(vault, job_name)
+        except NotFound:
+            continue
+        except DiskprepError:
+            yield job_name, None
+
+
+def _how(vault: Store, certificate: Certificate | None) -> str:
+    """How the cleanup of what a certificate covers was settled; empty: it was not. What cannot be understood settles
+    nothing."""
+    if certificate is None:
+        return ""
     try:
-        document = json.loads(vault.read(_object_name(job_name)))
+        document = json.loads(vault.read(_object_name(certificate.job_name)))
     except (NotFound, ValueError, RecursionError):
-        return None
+        return ""
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        return None
-    return str(document.get("certificate_digest"))
+        return ""
+    return str(document.get("how") or GIVEN_UP) if document.get("certificate_digest") == certificate.digest else ""

@@ -35,6 +35,7 @@ from diskprep.vault.forget import refuse_hold
 from diskprep.vault.holdings import Holdings, note_needs, read_holdings
 from diskprep.vault.outstanding import give_up, outstanding
 from diskprep.vault.reading import Range, in_threads, open_range, ranges
+from diskprep.vault.settings import write_in_tier
 
 _STAGE = "prune"
 INDEX_BLOBS = 50_000  # restic's own number
@@ -134,6 +135,7 @@ def prune(
         if before_cleanup:
             give_up(repository.store)
         if not work.plan.is_empty:
+            write_in_tier(repository, emit)
             try:
                 _Run(repository, lock, work, emit).run()
             finally:

@@ -32,6 +32,7 @@ from diskprep.store import Store
 from diskprep.vault.again import Storing, salvage, store_from_sources
 from diskprep.vault.lost import LostEntry, Sound, TreeMap
 from diskprep.vault.reading import in_threads
+from diskprep.vault.settings import write_in_tier
 
 _STAGE = "repair"
 _DROPPED = "x-seed/dropped-"
@@ -126,6 +127,7 @@ def repair(
     stored is stored then. Raises StorageFull, StorageUnavailable, DataDamaged.
     """
     with repository.lock():
+        write_in_tier(repository, emit)
         points = repository.snapshots()  # before the index: what a backup adds meanwhile is then in the index
         repository.reload_index()
         bad = [pack for pack in bad if pack.pack in repository.index.packs]  # another repair may have been faster

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,12 +12,13 @@ from typing import Any
 
 import pytest
 import typer
+from blobserver import Azurite, tier
 from support import make_tree
 from typer.testing import CliRunner
 
 from diskprep.cli import ingesting
 from diskprep.cli.places import ingested_file
-from diskprep.errors import IngestIncomplete, JobConflict, NotFound, UsageError
+from diskprep.errors import IngestIncomplete, JobConflict, NotFound, NotSignedIn, UsageError
 from diskprep.repository.repository import Repository, open_repository
 from diskprep.seal import Seal, load_seal
 from diskprep.secrets import Secret
@@ -132,7 +134,48 @@ def test_settings_are_set_and_shown(journey: Journey) -> None:
         "settings", "--vault", journey.vault, "--keep-daily", "7", "--keep-yearly", "5"
     )
     found = json.loads(journey.run("settings", "--vault", journey.vault, "--json"))
-    assert found == {"redundancy": "GRS", "retention": {"daily": 7, "weekly": 0, "monthly": 0, "yearly": 5}}
+    kept = {"daily": 7, "weekly": 0, "monthly": 0, "yearly": 5}
+    assert found == {"redundancy": "GRS", "access_tier": "default", "retention": kept}
+
+
+def test_a_folder_has_no_tiers_and_nothing_lies_in_archive(journey: Journey) -> None:
+    journey.run("publish", journey.staging.root, "--vault", journey.vault)
+    with pytest.raises(UsageError, match="has no access tiers"):
+        journey.run("settings", "--vault", journey.vault, "--access-tier", "cool")
+    with pytest.raises(UsageError, match="nothing there can be read"):
+        journey.run("settings", "--vault", journey.vault, "--access-tier", "Archive")
+    with pytest.raises(UsageError, match="'warm' is not an access tier"):
+        journey.run("settings", "--vault", journey.vault, "--access-tier", "warm")
+    assert "data packs: default" in journey.run("settings", "--vault", journey.vault, "--access-tier", "default")
+
+
+def test_packs_come_from_another_account_into_the_tier_that_was_set(
+    journey: Journey, azurite: Azurite, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    container, vault = azurite.container_elsewhere(), azurite.fresh_container()
+    files = {"vault": azurite.key, "container": azurite.elsewhere_key}
+    for name, key in files.items():
+        (journey.folder / f"{name}.key").write_text(key.reveal())
+        (journey.folder / f"{name}.key").chmod(0o600)
+    at_vault = ("--vault", vault.location, "--account-key-file", journey.folder / "vault.key")
+    journey.run("publish", journey.staging.root, *at_vault)
+    assert "data packs: cool" in journey.run("settings", *at_vault, "--access-tier", "cool")
+    journey.deliver()
+    local = DirectoryStore(journey.staging.repository)
+    for pack in journey.seal.data_packs:
+        container.write(pack.name, [local.read(pack.name)])
+    imported = ("--container", container.location, "--certificate", journey.folder / "certificate.json", "--no-backup")
+    with pytest.raises(NotSignedIn):
+        journey.run("ingest", journey.staging.root, *at_vault, *imported)
+    said = journey.run(
+        "ingest", journey.staging.root, *at_vault, *imported, "--container-key-file", journey.folder / "container.key"
+    )
+    assert f"whole in {vault.location}" in said
+    assert {tier(vault, pack.name) for pack in journey.seal.data_packs} == {"Cool"}
+    told = said + caplog.text + "".join(capfd.readouterr())
+    assert "pass through" not in told
+    assert "sig=" not in told
 
 
 def test_ingestion_releases_the_hold_and_takes_the_first_incremental(journey: Journey) -> None:

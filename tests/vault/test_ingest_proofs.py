@@ -305,12 +305,12 @@ def test_a_certificate_of_version_1_is_still_read(delivered: Trip) -> None:
 def test_a_certificate_that_does_not_hold_any_more_is_withdrawn_and_the_vault_held_again(trip: Trip, what: str) -> None:
     in_place(trip)
     proven = bring(trip)
+    plan = cleanup.plan(trip.staging, trip.seal, proven, container=None, vault=trip.vault)
     file = trip.seal.data_packs[0] if what == "pack" else trip.seal.of_kind(FileKind.INDEX)[0]
     flip_middle(trip.folder / "vault" / file.name)
     with pytest.raises((IngestIncomplete, DataDamaged)):
         bring(trip)
     assert trip.vault.stat(certificates.object_name(JOB)) is None
-    plan = cleanup.plan(trip.staging, trip.seal, proven, container=None, vault=trip.vault)
     with pytest.raises(CleanupRefused, match="copy of the certificate"):
         cleanup.run(plan, trip.staging, trip.seal, proven, container=None, vault=trip.vault)
     assert [hold.label for hold in trip.open().find_holds()] == [JOB]
