@@ -187,13 +187,17 @@ class TreeReader:
     def read(self, tree: bytes, ahead: Iterable[bytes] = ()) -> tuple[Node, ...]:
         """The entries of a directory, by name. `ahead`: what will be asked for soon, the soonest first; it may be
         without end. Raises NotFound, DataDamaged."""
+        return parse_tree(self.content(tree, ahead))
+
+    def content(self, tree: bytes, ahead: Iterable[bytes] = ()) -> bytes:
+        """The listing of a directory as it is stored, for who wants few of its entries. Raises as `read` does."""
         if tree not in self._read:
             self._fetch(tree, ahead)
         plaintext = self._read.pop(tree)
         if isinstance(plaintext, DiskprepError):
             raise plaintext
         self._held_bytes -= len(plaintext)
-        return parse_tree(plaintext)
+        return plaintext
 
     def _fetch(self, tree: bytes, ahead: Iterable[bytes]) -> None:
         location = self._trees.find(tree)

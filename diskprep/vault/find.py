@@ -19,9 +19,10 @@ import numpy as np
 from diskprep.errors import DataDamaged, NotFound, UsageError
 from diskprep.repository.repository import Repository
 from diskprep.repository.snapshot import Snapshot
-from diskprep.repository.tree import Node, NodeType
+from diskprep.repository.tree import Node, NodeType, parse_tree
 from diskprep.source.selection import Pattern, Selection
 from diskprep.vault.catalogue import Blobs, Catalogue, TreeReader, is_hex, read_catalogue
+from diskprep.vault.listing import documents, node_of
 
 _SPECIAL = re.compile(rb"[*?\[\\]")
 _AHEAD_ENTRIES = 4096
@@ -146,13 +147,11 @@ class Search:
         ahead = _ahead(directory, stack)
         for tree, points in directory.trees.items():
             try:
-                nodes = self._reader.read(tree, ahead)
+                nodes = list(self._nodes(directory, self._reader.content(tree, ahead)))
             except (DataDamaged, NotFound) as error:
                 self.problems.append(error.message)
                 continue
-            for node in nodes:
-                path = directory.path + b"/" + node.name
-                inherited = directory.inherited or self._query.meets_path(path)
+            for path, node, inherited in nodes:
                 if (inherited or self._has_id(node)) and self._query.meets_time(node):
                     found.setdefault(node.name, {}).setdefault(node, []).extend(points)
                 if node.subtree is not None and (inherited or self._query.may_be_below(path)):
@@ -168,6 +167,20 @@ class Search:
             if name in below:
                 items.append(below[name])
         return items
+
+    def _nodes(self, directory: _Directory, listing: bytes) -> Iterator[tuple[bytes, Node, bool]]:
+        """Path and entry of what may be found, or have it below, and whether a pattern meets it. Raises DataDamaged."""
+        above = directory.path + b"/"
+        if directory.inherited or self._data or self._trees:
+            for node in parse_tree(listing):
+                path = above + node.name
+                yield path, node, directory.inherited or self._query.meets_path(path)
+            return
+        for name, document in documents(listing):  # most are neither: no more is made of them than their names
+            path = above + name
+            meets = self._query.meets_path(path)
+            if meets or document.get("type") == NodeType.DIR:
+                yield path, node_of(document), meets
 
     def _has_id(self, node: Node) -> bool:
         if node.type is NodeType.FILE:

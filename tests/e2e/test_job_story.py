@@ -14,6 +14,7 @@ import subprocess
 import sys
 import termios
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -280,7 +281,7 @@ def test_16_no_secret_is_in_any_file_that_may_be_shown(desk: Desk) -> None:
 
 def _in_tmux(command: str, columns: int) -> str:
     """What stands on the screen of a tmux of that width once `command` has ended."""
-    server = ["-L", f"story-{os.getpid()}", "-f", "/dev/null"]
+    server = ["-L", f"story-{uuid.uuid4()}", "-f", "/dev/null"]  # one that ends still has its name for a while
     line = f"{command}; echo ENDED $?; sleep 60"
     run(need("tmux"), *server, "new-session", "-d", "-x", str(columns), "-y", "50", line)
     try:
