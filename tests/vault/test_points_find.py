@@ -148,8 +148,8 @@ def test_a_directory_that_many_points_share_is_read_once(history: History, monke
     repository = history.repository
     found = Search(repository, repository.snapshots(), Query(patterns=(b"*",)))
     reads: list[bytes] = []
-    read = found._reader.read
-    monkeypatch.setattr(found._reader, "read", lambda tree, ahead=(): (reads.append(tree), read(tree, ahead))[1])
+    read = found._reader.content
+    monkeypatch.setattr(found._reader, "content", lambda tree, ahead=(): (reads.append(tree), read(tree, ahead))[1])
     list(found.run())
     assert reads.count(shared.node.subtree or b"") == 1
 
