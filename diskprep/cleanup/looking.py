@@ -159,3 +159,13 @@ def is_the_vault(source: Store, vault: Store, certificate: Certificate) -> bool:
             if source.root.samefile(vault.root):
                 return True
     return source.stat(certificates.object_name(certificate.job_name)) is not None
+
+
+def is_where_it_came_from(container: Store, certificate: Certificate) -> bool:
+    """Whether this is the container that the packs were ingested from; also when a certificate does not say it."""
+    if certificate.container is None or container.location == certificate.container:
+        return True
+    if isinstance(container, DirectoryStore):
+        with contextlib.suppress(OSError):
+            return container.root.samefile(certificate.container)
+    return False

@@ -15,6 +15,7 @@ from diskprep.cleanup.looking import (
     Outstanding,
     covered_files,
     is_the_vault,
+    is_where_it_came_from,
     reason_to_keep,
     refuse_changed_vault,
     refuse_other_certificate,
@@ -95,7 +96,12 @@ def run(
         _delete_due(sources[place], covered, emit, end_grace=end_grace)
     if Place.STAGING in places:
         _remove_empty_directories(staging.repository)
-    if in_place or container is not None or certificate.container == certificate.vault:
+    if container is not None and not in_place and not is_where_it_came_from(container, certificate):
+        text = (
+            f"the disks were not imported into {container.location}, but {certificate.container}: that one still waits"
+        )
+        emit(Note(stage=STAGE, text=text))
+    elif in_place or container is not None or certificate.container == certificate.vault:
         _settle(sources if not in_place else {Place.STAGING: sources[Place.STAGING]}, seal, covered, certificate, vault)
     return gone_bytes
 

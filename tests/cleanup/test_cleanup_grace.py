@@ -14,8 +14,10 @@ from trip import JOB, Seeded, Trip, flip_middle, new_trip, restic
 from diskprep import cleanup, clock
 from diskprep.cleanup import Place
 from diskprep.errors import CleanupRefused, JobConflict
+from diskprep.events import Event, Note
 from diskprep.seal import FileKind
 from diskprep.store.aside import Aside
+from diskprep.store.directory import DirectoryStore
 from diskprep.vault.certificate import Certificate
 from diskprep.vault.outstanding import outstanding
 
@@ -30,9 +32,9 @@ def certified(trip: Trip) -> tuple[Trip, Certificate]:
 
 
 def execute(trip: Trip, certificate: Certificate, **more: Any) -> int:
-    stores: dict[str, Any] = {"container": trip.container, "vault": trip.vault}
+    stores: dict[str, Any] = {"container": more.pop("container", trip.container), "vault": trip.vault}
     plan = cleanup.plan(trip.staging, trip.seal, certificate, **stores)
-    return cleanup.run(plan, trip.staging, trip.seal, certificate, **{**stores, **more})
+    return cleanup.run(plan, trip.staging, trip.seal, certificate, **stores, **more)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -175,6 +177,21 @@ def test_without_a_container_the_staging_goes_and_the_vault_still_waits(certifie
     assert execute(trip, certificate, container=None, places=[Place.STAGING]) > 0
     assert outstanding(trip.vault).keys() == {JOB}
     assert {s.name for s in trip.container.list()} == {file.name for file in trip.seal.data_packs}
+
+
+def test_another_container_than_the_imports_does_not_end_the_wait_for_it(
+    certified: tuple[Trip, Certificate], tmp_path: Path
+) -> None:
+    trip, certificate = certified
+    (tmp_path / "empty").mkdir()
+    events: list[Event] = []
+    execute(trip, certificate, container=DirectoryStore(tmp_path / "empty"), emit=events.append)
+    assert outstanding(trip.vault).keys() == {JOB}
+    assert any(trip.container.location in event.text for event in events if isinstance(event, Note))
+    (tmp_path / "alias").symlink_to(trip.container.location)
+    execute(trip, certificate, container=DirectoryStore(tmp_path / "alias"), emit=events.append)
+    assert list(trip.container.list()) == []
+    assert outstanding(trip.vault) == {}
 
 
 def test_the_plan_says_why(certified: tuple[Trip, Certificate]) -> None:
