@@ -72,7 +72,8 @@ def stage(bench: Bench) -> Tool:
 
     def job(place: Place, source: Path) -> Job:
         where = ["--staging", str(place.repository), "--passphrase-file", str(place.passphrase_file)]
-        return Job(command=[str(bench.diskprep), "stage", str(source), *where, *trip])
+        command = [str(bench.diskprep), "stage", str(source), *where, *trip]
+        return Job(command=command, environment={"DISKPREP_STATE": str(place.home / "state")})
 
     return Tool("diskprep", job, lambda: diskprep_version(bench))
 
