@@ -16,6 +16,8 @@ from diskprep.vault import check as checks
 from diskprep.vault import restore as restoring
 from diskprep.vault import withdrawal
 from diskprep.vault.choice import Choice
+from diskprep.vault.forget import refuse_hold
+from diskprep.vault.online import is_certified
 from diskprep.vault.target import Overwrite
 
 _SHOWN = 20
@@ -128,6 +130,9 @@ def check(
             show_default=False,
         ),
     ] = None,
+    no_lock: Annotated[
+        bool, typer.Option("--no-lock", help="Also while disks travel: their packs are told as missing.")
+    ] = False,
     account_key_file: KeyFile = None,
     passphrase_file: inputs.PassphraseFile = None,
     passphrase_fd: inputs.PassphraseFd = None,
@@ -135,7 +140,7 @@ def check(
     json: inputs.Json = False,
     quiet: inputs.Quiet = False,
 ) -> None:
-    """Check that the vault is whole.
+    """Check that the vault is whole. Refused while disks travel, as it cannot be then.
 
     Nothing is written; but when it is not whole, a certificate that a cleanup may still go by is withdrawn.
     """
@@ -143,6 +148,8 @@ def check(
         raise UsageError("--read-data reads everything", hint="give it, or --read-data-subset, not both")
     subset = None if read_data_subset is None else checks.parse_subset(read_data_subset, _size(read_data_subset))
     repository = open_vault(vault, account_key_file, passphrase_file, passphrase_fd, passphrase_command)
+    if not no_lock and any(not is_certified(repository.store, hold.label) for hold in repository.find_holds()):
+        refuse_hold(repository)
     with output.screen(quiet=quiet) as screen:
         result = checks.check(repository, read_data=read_data, subset=subset, emit=screen.emit)
     done = withdrawal.withdraw_unsettled(repository) if result.problems else ()

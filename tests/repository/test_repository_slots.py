@@ -454,12 +454,13 @@ def _change_killed_at(root: Path, line: int) -> bool:
     return os.WIFSIGNALED(status)
 
 
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_change_that_is_killed_before_any_line_leaves_a_way_in_and_finishes_when_given_again(
-    repository: Repository, store: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    repository: Repository, store: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)  # what a kill leaves does not depend on it
     seen = set()
-    for line in itertools.count(1):
+    for line in itertools.count(1, step):
         copy = tmp_path / f"copy-{line}"
         shutil.copytree(store.root, copy)
         killed = _change_killed_at(copy, line)

@@ -83,6 +83,8 @@ def test_afterwards_the_vault_lives_on_with_restic_and_nothing_may_be_cleaned_up
     shutil.rmtree(lacking.staging.root)  # and the source is gone, too
     assert "locked" in restic(vault, lacking.password_file, "prune", ok=False)
     diskprep("vault", "prune", "--vault", vault, *opening, code=11)
+    assert "while its disks travel" in diskprep("vault", "check", "--vault", vault, *opening, code=11)[1]
+    assert "is missing" in diskprep("vault", "check", "--no-lock", "--vault", vault, *opening, code=30)[0]
     document = json.loads(give_up(lacking, "--confirm", JOB, "--json")[0])
     assert (document["job_name"], document["holds_ended"]) == (JOB, 1)
     assert len(document["packs"]) == lost_packs(lacking)
