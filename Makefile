@@ -6,10 +6,10 @@ rehearse:
 	@.ci/prepare run
 	@.venv/bin/diskprep rehearse $(if $(SOURCE),"$(SOURCE)")
 
-# Everything that must always hold: format, lint, types, import contract, and all tests but the slow sweeps. Three files
-# of tests at once: on two cores, since one is often waiting for a server, a lock or a kill.
+# Everything that must always hold: format, lint, types, import contract, and all tests but the slow sweeps. Two files of
+# tests at once.
 test: check
-	@.venv/bin/python -m pytest -m 'not slow' -p no:cacheprovider -n 3 --dist loadfile
+	@.venv/bin/python -m pytest -m 'not slow' -p no:cacheprovider -n 2 --dist loadfile
 
 check:
 	@.ci/prepare test

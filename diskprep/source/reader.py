@@ -23,6 +23,7 @@ from typing import NamedTuple
 from diskprep.errors import SourceIncomplete, StorageUnavailable
 
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_CLOSED = -1
 _OPEN_QUIETLY = _OPEN | os.O_NOATIME
 _NAMES = sys.getfilesystemencoding()
 _NOT_SUPPORTED = (errno.ENOTSUP, errno.ENOSYS)
@@ -119,7 +120,7 @@ class OpenFile:
             return _moved(self.entry.stat, os.fstat(self._descriptor))
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        _close(self)
 
 
 class OpenDirectory:
@@ -226,7 +227,15 @@ class OpenDirectory:
         return self.entry.stat.st_dev, self.entry.stat.st_ino
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        _close(self)
+
+
+def _close(opened: OpenFile | OpenDirectory) -> None:
+    """Close once: an interrupt may come when the kernel has closed, and before anybody has noted it. The number may be
+    another file's by the next call."""
+    descriptor, opened._descriptor = opened._descriptor, _CLOSED  # noqa: SLF001 - of this module's own classes
+    if descriptor != _CLOSED:
+        os.close(descriptor)
 
 
 def describe(path: bytes) -> Entry:

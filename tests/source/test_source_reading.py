@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import os
@@ -286,3 +287,25 @@ def test_a_shortage_of_our_own_is_not_an_unreadable_entry(
         opened.describe(b"file")
     monkeypatch.undo()
     opened.close()
+
+
+@pytest.mark.parametrize("what", ["directory", "file"])
+def test_a_close_that_was_interrupted_closes_nothing_else_when_it_is_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    with contextlib.closing(OpenDirectory.at(os.fsencode(tmp_path))) as directory:
+        opened = directory if what == "directory" else directory.file(b"file")
+        close = os.close
+
+        def closed_and_interrupted(descriptor: int) -> None:
+            close(descriptor)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "close", closed_and_interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                opened.close()
+        with (tmp_path / "file").open("rb") as others:  # it gets the number
+            opened.close()
+            assert others.read() == b"x"
