@@ -10,11 +10,22 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+
+def open_descriptors() -> Counter[str]:
+    """What this process has open, and how often. What is there afterwards and was not before was left open; what is
+    gone may be some other test's: a server's connection, or what the collector found."""
+    found: Counter[str] = Counter()
+    for number in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found[str(number.readlink())] += 1
+    return Counter({what: count for what, count in found.items() if not what.startswith("/proc/")})
 
 
 class TurnedClock:

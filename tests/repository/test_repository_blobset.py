@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import multiprocessing
 import os
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import need_root
+from support import need_root, open_descriptors
 
 from diskprep.errors import DiskprepError, StorageFull
 from diskprep.repository import blobset
@@ -125,8 +124,7 @@ def test_processes_that_add_at_the_same_time_lose_next_to_nothing_and_invent_not
 
 
 def test_a_table_in_a_scratch_directory_is_a_file_without_a_name(tmp_path: Path) -> None:
-    gc.collect()  # nothing that tests before have left is to be closed meanwhile
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = open_descriptors()
     ours = BlobSet(1000, tmp_path)
     assert ours.add(numbered(1))
     assert not ours.add(numbered(1))
@@ -135,7 +133,7 @@ def test_a_table_in_a_scratch_directory_is_a_file_without_a_name(tmp_path: Path)
     assert os.fsencode(tmp_path) in Path("/proc/self/maps").read_bytes()
     ours.close()
     assert os.fsencode(tmp_path) not in Path("/proc/self/maps").read_bytes()
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert not open_descriptors() - before
 
 
 def test_a_scratch_directory_that_is_none_is_told(tmp_path: Path) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import os
 import socket
 import stat
 from pathlib import Path
 
 import pytest
-from support import make_tree
+from support import make_tree, open_descriptors
 
 from diskprep.errors import NotFound, StorageUnavailable, UsageError
 from diskprep.source import (
@@ -197,12 +196,11 @@ def test_a_small_file_is_never_a_link_a_fifo_or_a_directory(tmp_path: Path) -> N
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "fifo")
     opened = OpenDirectory.at(os.fsencode(tmp_path))
-    gc.collect()  # nothing that tests before have left is to be closed meanwhile
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = open_descriptors()
     for name in (b"link", b"folder", b"fifo", b"nothing"):
         with pytest.raises(EntryUnreadable):
             opened.read_small(name, 100)
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert not open_descriptors() - before
     opened.close()
 
 

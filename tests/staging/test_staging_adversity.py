@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import multiprocessing
 import os
 import random
@@ -13,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from support import make_tree
+from support import make_tree, open_descriptors
 from test_staging_backup import MIB, compare_all, listing, run
 
 from diskprep import clock
@@ -48,19 +47,18 @@ def test_a_tree_deeper_than_there_are_descriptors_is_whole(
 ) -> None:
     monkeypatch.setattr(walker, "OPEN_DIRECTORIES", 8)
     make_deep(tmp_path / "deep", 60)
-    gc.collect()  # nothing that tests before have left is to be closed meanwhile
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = open_descriptors()
     most = 0
     directory = OpenDirectory.directory
 
     def counted(self: OpenDirectory, name: bytes) -> OpenDirectory:
         nonlocal most
-        most = max(most, len(list(Path("/proc/self/fd").iterdir())) - before)
+        most = max(most, (open_descriptors() - before).total())
         return directory(self, name)
 
     monkeypatch.setattr(OpenDirectory, "directory", counted)
     result = run(repository, tmp_path / "deep", options=BackupOptions(manpower=Manpower(threads=1, processes=1)))
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert not open_descriptors() - before
     assert result.unreadable == ()
     assert (result.files, result.dirs - len(tmp_path.parts)) == (60, 120)
     assert compare_all(repository, result.snapshot, os.fsencode(tmp_path / "deep")) == 180
@@ -98,7 +96,7 @@ def test_too_few_descriptors_end_the_backup_instead_of_leaving_entries_out(
     tmp_path: Path, repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_deep(tmp_path / "deep", 10)
-    really, before = os.open, len(list(Path("/proc/self/fd").iterdir()))
+    really, before = os.open, open_descriptors()
 
     def open_(path: bytes, *args: object, **more: object) -> int:
         if path == b"leaf" and random.random() < 0.5:
@@ -111,7 +109,7 @@ def test_too_few_descriptors_end_the_backup_instead_of_leaving_entries_out(
         with pytest.raises(StorageUnavailable, match="Too many open files"):
             run(repository, tmp_path / "deep")
     assert repository.snapshots() == []
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert not open_descriptors() - before
 
 
 def test_the_limit_of_open_files_is_raised(tmp_path: Path, repository: Repository) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import select
 import signal
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support import open_descriptors
 
 from diskprep import errors
 from diskprep.errors import DiskprepError, StorageFull, StorageUnavailable
@@ -60,21 +60,20 @@ def pids(crew: Crew) -> list[int]:
 
 
 def descriptors() -> list[str]:
-    gc.collect()  # nothing that tests before have left is to be closed between two looks
     return sorted(path.name for path in Path("/proc/self/fd").iterdir())
 
 
 @contextmanager
 def crew_of(count: int, make: Callable[[], Worker]) -> Iterator[Crew]:
     """A crew that leaves neither a child nor a descriptor behind, however it ends."""
-    before = len(descriptors())
+    before = open_descriptors()
     crew = Crew(count, make)
     children = pids(crew)
     try:
         yield crew
     finally:
         crew.close()
-    assert len(descriptors()) == before
+    assert not open_descriptors() - before
     for pid in children:
         with pytest.raises(ChildProcessError):  # waited for: no zombie
             os.waitpid(pid, os.WNOHANG)
@@ -293,7 +292,7 @@ def is_running(pid: int) -> bool:
 
 
 def test_a_crew_that_cannot_be_forked_whole_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    before, really, children = len(descriptors()), os.fork, list[int]()
+    before, really, children = open_descriptors(), os.fork, list[int]()
 
     def fork() -> int:
         if children:
@@ -304,7 +303,7 @@ def test_a_crew_that_cannot_be_forked_whole_is_none(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "fork", fork)
     with pytest.raises(StorageUnavailable, match="Resource temporarily unavailable"):
         Crew(3, Clerk)
-    assert len(descriptors()) == before
+    assert not open_descriptors() - before
     assert len(children) == 1
     assert not is_running(children[0])
 
